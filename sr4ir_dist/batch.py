@@ -1,0 +1,46 @@
+"""The one thing that flows from the data to the step."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of one step's samples.
+
+    A share may be empty: hr is then 0,3,H,W and the rank still joins every collective.
+
+    Attributes:
+        hr: N,3,H,W RGB images; uint8 as the loader yields them, float32 in [0,1] after `to`.
+            Smaller images are padded right and bottom by edge replication to the share's
+            largest height and width.
+        sizes: int64 N,2, each image's height and width before that padding; stays on the CPU.
+        targets: what the task trains on: int64 labels N for classification, None where the
+            loader was not asked for targets.
+        ids: the samples' names, for people.
+        keys: int64 N, the samples' row numbers in the split: what `keyed.uniform` is keyed by.
+        global_size: how many samples this step has over all ranks.
+    """
+
+    hr: Tensor
+    sizes: Tensor
+    targets: Any
+    ids: tuple[str, ...]
+    keys: Tensor
+    global_size: int
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device, with hr as float32 in [0,1].
+
+        The images travel as bytes, a quarter of their size as floats.
+        """
+        hr = self.hr.to(device, non_blocking=True)
+        if not hr.is_floating_point():
+            hr = hr.to(torch.float32) / 255
+        targets = self.targets
+        if isinstance(targets, Tensor):
+            targets = targets.to(device, non_blocking=True)
+        return replace(self, hr=hr, targets=targets, keys=self.keys.to(device, non_blocking=True))

@@ -1,0 +1,1 @@
+"""Datasets: Arrow shards and their manifest, order, cache, streaming and transforms."""

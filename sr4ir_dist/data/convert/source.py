@@ -1,0 +1,151 @@
+"""What a converter is, and the checks that every converter's rows pass."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from sr4ir_dist import storage
+from sr4ir_dist.data.schema import DatasetError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A source image: enough to make its row anywhere.
+
+    Attributes:
+        uri: where the file is.
+        id: the sample's id, unique in its split.
+        label: its class, when there are classes.
+    """
+
+    uri: str
+    id: str
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened source dataset.
+
+    Attributes:
+        class_names: the classes that labels index; empty without any.
+        counts: how many items each split has; its keys are the splits.
+        items: gives a split's items in source order: small values, cheap to list.
+        read: makes an item's row; a pure function that reads and checks one sample. It raises
+            ``DatasetError`` naming the file.
+        facts: what the manifest shall say about the source, for people.
+        notes: what a user should be told about how the source was understood.
+    """
+
+    class_names: tuple[str, ...]
+    counts: dict[str, int]
+    items: Callable[[str], Iterable[Any]]
+    read: Callable[[Any], Row]
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits."""
+        return tuple(self.counts)
+
+    def rows(self, split: str) -> Iterator[Row]:
+        """The rows of a split, one after the other.
+
+        Raises:
+            DatasetError: a sample is bad; names the file.
+        """
+        return map(self.read, self.items(split))
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A kind of source dataset.
+
+    Attributes:
+        name: the name by which it is asked for.
+        tasks: what its rows are for, of ``schema.TASKS``.
+        help: one line for people.
+        open: opens a source: ``open(root, **options) -> Source``, without reading images. It
+            raises ``DatasetError`` when the layout is not as expected.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    help: str
+    open: Callable[..., Source]
+
+
+def file_source(
+    class_names: Sequence[str],
+    files: dict[str, list[ImageFile]],
+    facts: dict[str, Any],
+    notes: Sequence[str] = (),
+) -> Source:
+    """A source whose items are image files.
+
+    Args:
+        class_names: the classes.
+        files: each split's files in order.
+        facts: for the manifest.
+        notes: for the user.
+    """
+    return Source(
+        class_names=tuple(class_names),
+        counts={split: len(items) for split, items in files.items()},
+        items=files.__getitem__,
+        read=read_image_file,
+        facts=facts,
+        notes=tuple(notes),
+    )
+
+
+def read_image_file(item: ImageFile) -> Row:
+    """The row of an image file: its bytes as they are, its decoded size, its label if it has one.
+
+    Raises:
+        DatasetError: the file is missing or does not decode; names it.
+    """
+    # Here, because torch takes seconds to import: a job's --help and refusals come without it.
+    from sr4ir_dist.data.transforms import decode
+
+    try:
+        data = storage.read_bytes(item.uri)
+        _, height, width = decode(data).shape
+    except storage.StorageError as error:
+        raise DatasetError(str(error)) from error
+    except ValueError as error:
+        # Without the address in memory that Pillow's message ends in.
+        raise DatasetError(f"{item.uri}: {str(error).split(' <')[0]}") from error
+    row: Row = {"id": item.id, "image": data, "height": height, "width": width}
+    return row if item.label is None else {**row, "label": item.label}
+
+
+def list_images(root: str) -> tuple[list[str], int]:
+    """The image files below a folder.
+
+    Returns:
+        Their sorted paths relative to the folder, and how many other files were left out. Hidden
+        files and folders are neither.
+
+    Raises:
+        DatasetError: the folder is not there.
+    """
+    if not storage.exists(root):
+        raise DatasetError(f"{root}: no such folder")
+    visible = [
+        path
+        for path in storage.list_files(root)
+        if not any(part.startswith(".") for part in PurePosixPath(path).parts)
+    ]
+    images = [path for path in visible if path.lower().endswith(IMAGE_SUFFIXES)]
+    return images, len(visible) - len(images)
+
+
+def left_out_notes(count: int) -> tuple[str, ...]:
+    """What to tell a user about files that are no images."""
+    return (f"{count} files that are no images were left out",) if count else ()

@@ -1,0 +1,188 @@
+"""One rank's batches of a split: order, shards, decoding and augmentation behind one iterator."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+
+from sr4ir_dist.batch import Batch
+from sr4ir_dist.data.cache import DEFAULT_CACHE_BYTES, ShardCache
+from sr4ir_dist.data.order import Int64s, Order
+from sr4ir_dist.data.schema import DatasetError, Manifest
+from sr4ir_dist.data.shards import load_manifest
+from sr4ir_dist.data.stream import Pools, Sample, Stream
+from sr4ir_dist.data.transforms import Transform, replicate_to
+
+
+class Loader:
+    """Yields a rank's share of every step of an epoch.
+
+    What a step holds depends on (seed, epoch, step) alone: not on ranks, threads or resumes.
+    A context manager; `close` it to end its threads.
+
+    Args:
+        dataset_uri: where the dataset is: a path or URI.
+        split: the split's name.
+        manifest: the split's manifest if it is at hand; read from the dataset otherwise.
+        transform: applied to every sample.
+        batch_size: samples of a step over all ranks.
+        seed: the run's seed: keys the order and the augmentation.
+        rank: this rank.
+        world_size: the number of ranks.
+        shuffle: True for training; False yields the split's own order.
+        target: "label" for int64 class labels; None for no targets.
+        drop_last: leaves out a short last step.
+        threads: how many threads decode; by default this process's CPUs, at most 8.
+        prefetch_steps: how many steps are decoded ahead.
+        cache_dir: where shards from remote storage are kept; see `cache.default_cache_dir`.
+        cache_bytes: how much disk the node's cache may take.
+
+    Raises:
+        DatasetError: there is no such split, or it has no labels though they are asked for.
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        dataset_uri: str,
+        split: str,
+        *,
+        transform: Transform,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        shuffle: bool,
+        manifest: Manifest | None = None,
+        target: Literal["label"] | None = None,
+        drop_last: bool = False,
+        threads: int | None = None,
+        prefetch_steps: int = 4,
+        cache_dir: Path | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
+        manifest = load_manifest(dataset_uri, split) if manifest is None else manifest
+        if manifest.split != split:
+            raise DatasetError(f"manifest is of split {manifest.split!r}, expected {split!r}")
+        if target == "label" and "classification" not in manifest.tasks:
+            raise DatasetError(
+                f"{dataset_uri} has no labels: it is made for {', '.join(manifest.tasks)}"
+            )
+        threads = min(8, len(os.sched_getaffinity(0))) if threads is None else threads
+        for name, value in (("threads", threads), ("prefetch_steps", prefetch_steps)):
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
+        self._order = Order(
+            [shard.batch_rows for shard in manifest.shards],
+            seed=seed,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+        )
+        self._cache = ShardCache(
+            dataset_uri,
+            manifest,
+            columns=("id", "image", *([target] if target else [])),
+            directory=cache_dir,
+            max_bytes=cache_bytes,
+        )
+        self._shard_bytes = tuple(shard.bytes for shard in manifest.shards)
+        self._ahead_bytes = cache_bytes // 2
+        self._transform, self._target = transform, target
+        self._rank, self._world_size = rank, world_size
+        self._prefetch_steps = prefetch_steps
+        self._pools = Pools(threads)
+
+    @property
+    def order(self) -> Order:
+        """The split's order."""
+        return self._order
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches an epoch has, on every rank."""
+        return self._order.steps_per_epoch
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, or of what remains of it.
+
+        Every rank gets one batch a step, also where its share is empty. Closing the iterator,
+        or dropping it, stops the reading ahead.
+
+        Args:
+            epoch: counts from 1.
+            start_step: the first step to yield, to resume; counts from 0, and the number of
+                steps is allowed and yields nothing.
+
+        Raises:
+            ValueError: epoch or start_step is out of range.
+            DatasetError: from the iterator: a shard or a sample cannot be read; names the shard
+                and its row range.
+        """
+        if epoch < 1:
+            raise ValueError(f"epoch must be 1 or more, got {epoch}")
+        if not 0 <= start_step <= self.steps_per_epoch:
+            raise ValueError(f"start_step must be in 0..{self.steps_per_epoch}, got {start_step}")
+        return self._batches(epoch, start_step)
+
+    def close(self) -> None:
+        """Ends the threads, waiting for a fetch that is under way; may be called again."""
+        self._pools.close()
+
+    def __enter__(self) -> "Loader":
+        """The loader itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Ends the threads."""
+        self.close()
+
+    def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        stream = Stream(
+            self._order,
+            self._cache,
+            self._shard_bytes,
+            self._transform,
+            self._target,
+            self._pools,
+            epoch=epoch,
+            start_step=start_step,
+            rank=self._rank,
+            world_size=self._world_size,
+            prefetch_steps=self._prefetch_steps,
+            ahead_bytes=self._ahead_bytes,
+        )
+        try:
+            for step, (rows, samples) in enumerate(stream, start_step):
+                yield self._collate(rows, samples, self._order.global_size(step))
+        finally:
+            stream.close()
+
+    def _collate(self, rows: Int64s, samples: Sequence[Sample], global_size: int) -> Batch:
+        sizes = [tuple(sample.image.shape[-2:]) for sample in samples]
+        if samples:
+            height, width = (max(side) for side in zip(*sizes, strict=True))
+            hr = torch.stack([replicate_to(s.image, height, width) for s in samples])
+        else:
+            hr = torch.empty(0, 3, *self._transform.size, dtype=torch.uint8)
+        targets: Any = None
+        if self._target is not None:
+            targets = torch.tensor([sample.target for sample in samples], dtype=torch.int64)
+        return Batch(
+            hr=hr,
+            sizes=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
+            targets=targets,
+            ids=tuple(sample.id for sample in samples),
+            keys=torch.from_numpy(rows.copy()),
+            global_size=global_size,
+        )

@@ -1,0 +1,261 @@
+"""What a dataset is: its columns, and the manifest that says which shards make a split.
+
+A dataset URI holds one folder a split (``train``, ``val``) with ``manifest.json`` and the shards.
+The manifest is written last and is the commit: readers trust it and never a listing.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+TASKS = ("images", "classification", "segmentation", "detection")
+
+# The columns of each task. "images" is in every dataset: the file's bytes as they came, and the
+# decoded size in pixels. Labels index class_names; masks are PNG bytes; boxes are x0, y0, x1, y1
+# in pixels.
+_COLUMNS: dict[str, tuple[tuple[str, pa.DataType], ...]] = {
+    "images": (
+        ("id", pa.string()),
+        ("image", pa.binary()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+    ),
+    "classification": (("label", pa.int64()),),
+    "segmentation": (("mask", pa.binary()),),
+    "detection": (
+        ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
+        ("box_labels", pa.list_(pa.int64())),
+    ),
+}
+_DIGEST = re.compile(r"^[0-9a-f]{64}$")
+
+
+class DatasetError(ValueError):
+    """A dataset, a shard or a source image is not as it must be; the message names it."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Arrow IPC file of a split.
+
+    Attributes:
+        path: its place relative to the manifest.
+        rows: how many rows it has.
+        bytes: its size.
+        sha256: the digest of its bytes, in hexadecimal.
+        batch_rows: rows of each record batch, in order; their sum is ``rows``.
+    """
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+    batch_rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about one split of a dataset but its rows.
+
+    Attributes:
+        name: the dataset's name, for people.
+        split: ``train``, ``val``, ...
+        tasks: what the rows can be used for, of ``TASKS``; ``images`` is always there.
+        class_names: the classes that labels index; empty without any.
+        shards: the split's shards in row order.
+        source: where it came from and how it was converted, for people; not part of the digest.
+        format_version: the version of this format.
+    """
+
+    name: str
+    split: str
+    tasks: tuple[str, ...]
+    class_names: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    source: dict[str, Any] = field(default_factory=dict, hash=False)
+    format_version: int = FORMAT_VERSION
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of the split."""
+        return sum(shard.rows for shard in self.shards)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the split's content: equal rows, classes and batches give equal digests."""
+        content = {key: value for key, value in self.to_json().items() if key != "source"}
+        for shard in content["shards"]:
+            del shard["path"]
+        return hashlib.sha256(
+            json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+        ).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as a JSON object."""
+        # Not dataclasses.asdict, whose deep copies take seconds with 100,000 shards.
+        value = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**value, "shards": [dict(vars(shard)) for shard in self.shards]}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> "Manifest":
+        """The manifest in a JSON object, checked.
+
+        Args:
+            value: what ``json.loads`` gave.
+            where: the manifest's URI, for messages.
+
+        Raises:
+            DatasetError: another format version, or a field that is missing, unknown or wrong.
+        """
+        if not isinstance(value, dict):
+            raise DatasetError(f"{where}: malformed manifest: expected a JSON object")
+        version = value.get("format_version")
+        if version != FORMAT_VERSION:
+            raise DatasetError(
+                f"{where}: format_version is {version!r}, this version of the package reads "
+                f"{FORMAT_VERSION}; convert the dataset again with jobs/prepare_data.py"
+            )
+        try:
+            return _manifest(value)
+        except DatasetError as error:
+            raise DatasetError(f"{where}: malformed manifest: {error}") from None
+
+
+def arrow_schema(name: str, tasks: tuple[str, ...]) -> pa.Schema:
+    """The Arrow schema of a dataset's shards.
+
+    Args:
+        name: the dataset's name, kept in the metadata with the format version.
+        tasks: what the rows are for, of ``TASKS``.
+
+    Raises:
+        DatasetError: an unknown task, or ``images`` is not among them.
+    """
+    _check_tasks(tasks)
+    columns = [column for task in TASKS if task in tasks for column in _COLUMNS[task]]
+    return pa.schema(columns, {"format_version": str(FORMAT_VERSION), "name": name})
+
+
+def checked_row(row: dict[str, Any], schema: pa.Schema, classes: int) -> dict[str, Any]:
+    """A row as it can be written, checked.
+
+    Args:
+        row: one value for each column.
+        schema: of ``arrow_schema``.
+        classes: how many classes labels may name.
+
+    Returns:
+        The row with boxes and their labels as lists.
+
+    Raises:
+        DatasetError: a column is missing, unknown, or has a value out of its range.
+    """
+    where = f"row {row.get('id')!r}"
+    if row.keys() != set(schema.names):
+        raise DatasetError(f"{where}: has columns {sorted(row)}, expected {sorted(schema.names)}")
+    row = dict(row)
+    for name in ("image", "mask"):
+        if name in row and (not isinstance(row[name], bytes) or not row[name]):
+            raise DatasetError(f"{where}: {name} is {type(row[name]).__name__}, expected bytes")
+    for name in ("height", "width"):
+        if int(row[name]) <= 0:
+            raise DatasetError(f"{where}: {name} is {row[name]}, expected a positive integer")
+    if "label" in row and not 0 <= int(row["label"]) < classes:
+        raise DatasetError(f"{where}: label is {row['label']}, expected 0 to {classes - 1}")
+    if "boxes" in row:
+        boxes = np.asarray(row["boxes"], np.float32).reshape(-1, 4)
+        labels = [int(label) for label in row["box_labels"]]
+        if len(boxes) != len(labels) or not all(0 <= label < classes for label in labels):
+            raise DatasetError(
+                f"{where}: {len(boxes)} boxes with box_labels {labels}, "
+                f"expected one label from 0 to {classes - 1} a box"
+            )
+        row["boxes"], row["box_labels"] = boxes.tolist(), labels
+    return row
+
+
+def _check_tasks(tasks: tuple[str, ...]) -> None:
+    unknown = sorted(set(tasks) - set(TASKS))
+    if unknown or "images" not in tasks:
+        raise DatasetError(
+            f"tasks is {list(tasks)}: expected 'images' and any of {', '.join(TASKS[1:])}"
+        )
+
+
+def _manifest(value: dict[str, Any]) -> Manifest:
+    _check_keys(value, set(Manifest.__dataclass_fields__), "manifest")
+    for key in ("name", "split"):
+        _check(isinstance(value[key], str) and value[key], key, value[key], "a name")
+    for key in ("tasks", "class_names"):
+        _check(_is_list(value[key], str), key, value[key], "a list of names")
+    _check(isinstance(value["shards"], list), "shards", value["shards"], "a list")
+    _check(isinstance(value["source"], dict), "source", value["source"], "an object")
+    _check_tasks(tuple(value["tasks"]))
+    shards = tuple(_shard(item, f"shards[{i}]") for i, item in enumerate(value["shards"]))
+    paths = {shard.path for shard in shards}
+    _check(len(paths) == len(shards), "shards", "the same path twice", "different paths")
+    return Manifest(
+        name=value["name"],
+        split=value["split"],
+        tasks=tuple(value["tasks"]),
+        class_names=tuple(value["class_names"]),
+        shards=shards,
+        source=value["source"],
+    )
+
+
+def _shard(value: Any, name: str) -> Shard:
+    if not isinstance(value, dict):
+        raise DatasetError(f"{name} is {value!r}: expected an object")
+    _check_keys(value, set(Shard.__dataclass_fields__), name)
+    path, rows, batches = value["path"], value["rows"], value["batch_rows"]
+    # A manifest may come from anyone's bucket: it must not name files outside its own folder.
+    inside = (
+        isinstance(path, str)
+        and path not in ("", ".")
+        and "\\" not in path
+        and ":" not in path
+        and not path.startswith("/")
+        and ".." not in PurePosixPath(path).parts
+    )
+    _check(inside, f"{name}.path", path, "a path below the manifest's folder")
+    for key in ("rows", "bytes"):
+        _check(_is_count(value[key]), f"{name}.{key}", value[key], "a positive integer")
+    digest = value["sha256"]
+    _check(
+        isinstance(digest, str) and _DIGEST.match(digest),
+        f"{name}.sha256",
+        digest,
+        "64 hexadecimal digits",
+    )
+    good = isinstance(batches, list) and all(map(_is_count, batches)) and sum(batches) == rows
+    _check(good, f"{name}.batch_rows", batches, f"positive integers that sum to rows={rows}")
+    return Shard(path, rows, value["bytes"], digest, tuple(batches))
+
+
+def _check_keys(value: dict[str, Any], allowed: set[str], name: str) -> None:
+    if value.keys() != allowed:
+        missing, unknown = sorted(allowed - value.keys()), sorted(value.keys() - allowed)
+        raise DatasetError(f"{name}: missing keys {missing}, unknown keys {unknown}")
+
+
+def _check(good: Any, name: str, value: Any, expected: str) -> None:
+    if not good:
+        raise DatasetError(f"{name} is {value!r}: expected {expected}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)

@@ -1,0 +1,287 @@
+"""Reading ahead: shards opened before they are needed, samples decoded by a thread pool.
+
+Everything is started by whoever asks for the next step, so there is no thread that decides, no
+queue that can fill up and nothing to stop but the tasks that were started. While a step trains,
+the tasks started for later steps run: fetches for about one shuffle window ahead, decoding for
+`prefetch_steps` ahead.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sr4ir_dist import keyed
+from sr4ir_dist.data.cache import OpenShard, ShardCache
+from sr4ir_dist.data.order import Int64s, Order
+from sr4ir_dist.data.schema import DatasetError
+from sr4ir_dist.data.transforms import Transform, decode
+
+# Fetching waits for the network or the disk, so two at a time are enough and keep a node's ranks
+# from fetching what they will not need for long.
+_FETCHES = 2
+# Limits on what one stream holds at once: open shards, and bytes of decoded steps.
+_OPEN_SHARDS = 256
+_DECODED_BYTES = 1 << 30
+_START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded and transformed sample.
+
+    Attributes:
+        image: uint8 3,H,W.
+        target: the transform's target; None where none was asked for.
+        id: the sample's name.
+    """
+
+    image: Tensor
+    target: Any
+    id: str
+
+
+class Pools:
+    """The threads of a loader: for fetching shards and for decoding.
+
+    Args:
+        threads: how many decode; each uses one torch thread.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.fetch = ThreadPoolExecutor(_FETCHES, "sr4ir-fetch")
+        # torch.set_num_threads acts on the calling thread and on threads that start later, so
+        # after the decoders have set theirs, the caller sets its own number again.
+        before = torch.get_num_threads()
+        started = threading.Barrier(threads + 1)
+
+        def single() -> None:
+            # Reading the number first: a thread's first use of torch would overwrite ours.
+            torch.get_num_threads()
+            torch.set_num_threads(1)
+            started.wait(_START_SECONDS)
+
+        self.decode = ThreadPoolExecutor(threads, "sr4ir-decode", initializer=single)
+        for _ in range(threads):
+            self.decode.submit(int)
+        started.wait(_START_SECONDS)
+        torch.set_num_threads(before)
+
+    def close(self) -> None:
+        """Cancels what waits, and returns when what runs has ended."""
+        for pool in (self.fetch, self.decode):
+            pool.shutdown(cancel_futures=True)
+
+
+@dataclass
+class _Held:
+    """An open shard, or one on its way, and the last step that is known to need it."""
+
+    shard: Future[OpenShard]
+    bytes: int
+    last_step: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step of this rank: its rows, and for each shard that it touches the rows there."""
+
+    number: int
+    rows: Int64s
+    places: tuple[tuple[int, Int64s, Int64s], ...]  # shard, rows in it, their indices in `rows`
+
+
+class Stream:
+    """The samples of one rank for the rest of one epoch, step by step.
+
+    An iterator of (rows, samples): int64 row numbers in the split and their samples in this
+    order, both empty where the rank has no share. Errors of any thread are raised here. `close`
+    it when it is not read to its end.
+
+    Args:
+        order: the split's order.
+        cache: opens the split's shards.
+        shard_bytes: the size of each shard.
+        transform: applied to every sample.
+        target: the column that becomes the target, or None.
+        pools: the threads to use; they outlive the stream.
+        epoch: counts from 1.
+        start_step: the first step to yield.
+        rank: which share of each step.
+        world_size: of how many shares.
+        prefetch_steps: how many steps are decoded ahead, fewer where they would exceed 1 GiB.
+        ahead_bytes: how many bytes of shards are fetched ahead.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        cache: ShardCache,
+        shard_bytes: tuple[int, ...],
+        transform: Transform,
+        target: str | None,
+        pools: Pools,
+        *,
+        epoch: int,
+        start_step: int,
+        rank: int,
+        world_size: int,
+        prefetch_steps: int,
+        ahead_bytes: int,
+    ) -> None:
+        self._order, self._cache, self._pools = order, cache, pools
+        self._shard_bytes, self._ahead_bytes = shard_bytes, ahead_bytes
+        self._transform, self._target = transform, target
+        self._epoch, self._rank, self._world_size = epoch, rank, world_size
+        self._prefetch_steps = prefetch_steps
+        self._scan_steps = prefetch_steps + order.window_rows // order.batch_size
+        self._next_scan = self._next_step = start_step
+        self._waiting: _Step | None = None  # looked at, but there was no room for its shards
+        self._scanned: deque[_Step] = deque()
+        self._decoding: deque[tuple[_Step, list[Future[Sample]]]] = deque()
+        self._held: dict[int, _Held] = {}
+        self._held_bytes = 0
+        self._step_bytes = 0
+
+    def __iter__(self) -> Iterator[tuple[Int64s, list[Sample]]]:
+        """The stream itself."""
+        return self
+
+    def __next__(self) -> tuple[Int64s, list[Sample]]:
+        """The next step's rows and samples.
+
+        Raises:
+            DatasetError: a shard cannot be fetched or is not what the manifest says, or a sample
+                cannot be decoded or transformed; names the shard and its row range.
+        """
+        if self._next_step >= self._order.steps_per_epoch:
+            self.close()
+            raise StopIteration
+        try:
+            self._start_ahead()
+            step, futures = self._decoding[0]
+            samples = [future.result() for future in futures]
+            self._decoding.popleft()
+            self._next_step += 1
+            self._step_bytes = max(self._step_bytes, sum(s.image.nbytes for s in samples))
+            self._release()
+            # Once more, so that the threads have work while the caller trains on this step.
+            self._start_ahead()
+        except BaseException:
+            self.close()
+            raise
+        return step.rows, samples
+
+    def close(self) -> None:
+        """Cancels what was started and closes the shards; what already runs ends by itself."""
+        self._next_step = self._order.steps_per_epoch
+        for _, futures in self._decoding:
+            for future in futures:
+                future.cancel()
+        self._decoding.clear()
+        self._scanned.clear()
+        for held in self._held.values():
+            _close_when_open(held.shard)
+        self._held.clear()
+
+    def _start_ahead(self) -> None:
+        end = min(self._next_step + self._scan_steps, self._order.steps_per_epoch)
+        while self._next_scan < end:
+            step = self._waiting or self._look_at(self._next_scan)
+            # The step that is wanted now must go on however little room there is.
+            if not self._hold(step, needed=step.number == self._next_step):
+                self._waiting = step
+                break
+            self._waiting = None
+            self._scanned.append(step)
+            self._next_scan += 1
+        while self._scanned and (not self._decoding or self._may_decode_another()):
+            self._start_decoding(self._scanned.popleft())
+
+    def _may_decode_another(self) -> bool:
+        # Steps' sizes are known once one is there; until then one at a time is safe.
+        if not self._step_bytes or len(self._decoding) >= self._prefetch_steps:
+            return False
+        return (len(self._decoding) + 1) * self._step_bytes <= _DECODED_BYTES
+
+    def _look_at(self, number: int) -> _Step:
+        rows = self._order.share(self._epoch, number, self._rank, self._world_size)
+        shards, local = self._order.locate(rows)
+        places = []
+        for shard in dict.fromkeys(shards.tolist()):
+            at = (shards == shard).nonzero()[0]
+            places.append((shard, local[at], at))
+        return _Step(number, rows, tuple(places))
+
+    def _hold(self, step: _Step, *, needed: bool) -> bool:
+        """Opens the step's shards, unless they are open; False where there is no room."""
+        new = [shard for shard, _, _ in step.places if shard not in self._held]
+        wanted = sum(self._shard_bytes[shard] for shard in new)
+        room = (
+            self._held_bytes + wanted <= self._ahead_bytes
+            and len(self._held) + len(new) <= _OPEN_SHARDS
+        )
+        if new and not room and not needed:
+            return False
+        for shard in new:
+            opening = self._pools.fetch.submit(self._cache.open, shard)
+            self._held[shard] = _Held(opening, self._shard_bytes[shard], step.number)
+        self._held_bytes += wanted
+        for shard, _, _ in step.places:
+            self._held[shard].last_step = step.number
+        return True
+
+    def _release(self) -> None:
+        """Closes the shards that no step looked at so far needs any more."""
+        done = [shard for shard, held in self._held.items() if held.last_step < self._next_step]
+        for shard in done:
+            held = self._held.pop(shard)
+            self._held_bytes -= held.bytes
+            _close_when_open(held.shard)
+
+    def _start_decoding(self, step: _Step) -> None:
+        # Keyed by row, hence drawn for the whole share at once whatever thread decodes it.
+        draws = keyed.uniform(
+            self._order.seed,
+            self._epoch,
+            torch.from_numpy(step.rows),
+            self._transform.draws,
+            "augment",
+        )
+        futures: list[Future[Sample]] = [Future()] * len(step.rows)
+        for shard, local, at in step.places:
+            opening = self._held[shard].shard
+            for row, index in zip(local.tolist(), at.tolist(), strict=True):
+                futures[index] = self._pools.decode.submit(
+                    self._sample, opening, shard, row, draws[index]
+                )
+        self._decoding.append((step, futures))
+
+    def _sample(self, opening: Future[OpenShard], shard: int, row: int, draws: Tensor) -> Sample:
+        # Waiting here cannot deadlock: shards are opened by threads of their own.
+        record = opening.result().reader.row(row)
+        target = None if self._target is None else record[self._target]
+        try:
+            image, target = self._transform(decode(record["image"]), target, draws)
+        except (ValueError, RuntimeError) as error:
+            place = self._order.shard_start(shard) + row
+            raise DatasetError(
+                f"sample {record['id']!r}, row {place}, in {self._cache.describe(shard)}: {error}"
+            ) from error
+        # A crop is a view that would keep the whole decoded image in memory until its step.
+        image = image.clone(memory_format=torch.contiguous_format)
+        return Sample(image, target, record["id"])
+
+
+def _close_when_open(opening: Future[OpenShard]) -> None:
+    def close(done: Future[OpenShard]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            done.result().close()
+
+    opening.cancel()
+    opening.add_done_callback(close)

@@ -1,0 +1,367 @@
+"""URIs to bytes: one small set of functions over local files and S3 buckets.
+
+A URI is ``s3://bucket/key``, ``file:///path`` or a plain path. S3 is reached with the settings of
+the AWS environment (``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, ``AWS_REGION`` or
+``AWS_DEFAULT_REGION``, ``AWS_PROFILE``, the usual credential chain), so any S3-compatible store
+works. Whatever is written appears whole or not at all.
+"""
+
+import atexit
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
+# S3 stores advise ranges of 8 to 16 MB: one ranged request a read.
+_CHUNK = 16 << 20
+_TEMPORARY = re.compile(r"^\..*\.[0-9a-f]{32}\.tmp$")
+# What a worker on another node needs in order to reach the same bucket; never keys or tokens.
+_WORKER_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_PROFILE",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+)
+# A filesystem fixes its settings when it is made, so other settings need another one.
+_IDENTITY_VARIABLES = (*_WORKER_VARIABLES, "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN")
+_filesystems: dict[tuple[str | int | None, ...], pafs.S3FileSystem] = {}
+# An S3 client that outlives the interpreter's shutdown has been seen to hang it.
+atexit.register(_filesystems.clear)
+
+
+class StorageError(ValueError):
+    """Storage could not do what was asked; the message names the URI and the reason."""
+
+
+class MissingError(StorageError):
+    """There is nothing at the URI."""
+
+
+def is_local(uri: str | os.PathLike[str]) -> bool:
+    """Whether a URI is a plain path or ``file://``.
+
+    Raises:
+        StorageError: the scheme is neither ``file`` nor ``s3``.
+    """
+    return _split(uri)[0] == "file"
+
+
+def local_path(uri: str | os.PathLike[str]) -> Path:
+    """The absolute path of a local URI.
+
+    Raises:
+        StorageError: the URI is not local.
+    """
+    scheme, path = _split(uri)
+    if scheme != "file":
+        raise StorageError(f"{uri}: not a local path")
+    return Path(path)
+
+
+def absolute(uri: str | os.PathLike[str]) -> str:
+    """The URI with a plain path made absolute; other URIs as they are.
+
+    Jobs call this once on their arguments, because workers run in other directories.
+    """
+    text = os.fspath(uri)
+    return text if _SCHEME.match(text) else _split(text)[1]
+
+
+def join(uri: str | os.PathLike[str], *parts: str) -> str:
+    """The URI with path components appended."""
+    text = os.fspath(uri)
+    for part in parts:
+        text = f"{text.rstrip('/')}/{part.strip('/')}"
+    return text
+
+
+def filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of a URI and the path within it.
+
+    There is one S3 filesystem a process and set of AWS settings.
+
+    Args:
+        uri: where to.
+
+    Returns:
+        The filesystem and the path that it knows the URI by (``bucket/key`` on S3).
+
+    Raises:
+        StorageError: the scheme is unknown, the bucket is missing, or the AWS settings are broken.
+    """
+    scheme, path = _split(uri)
+    return (pafs.LocalFileSystem(), path) if scheme == "file" else (_s3_filesystem(), path)
+
+
+def exists(uri: str | os.PathLike[str]) -> bool:
+    """Whether there is a file or a folder at the URI.
+
+    Raises:
+        StorageError: the storage did not answer.
+    """
+    system, path = filesystem(uri)
+    with _errors(uri):
+        return system.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def read_bytes(uri: str | os.PathLike[str]) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        MissingError: there is no such file.
+        StorageError: it cannot be read.
+    """
+    system, path = filesystem(uri)
+    with _errors(uri), system.open_input_file(path) as stream:
+        return stream.readall()
+
+
+def write_bytes(uri: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file, whole or not at all, with the folders above it.
+
+    Locally this is a temporary file, fsync and rename; on S3 one upload.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if is_local(uri):
+        with _errors(uri), _published(local_path(uri)) as temporary:
+            temporary.write_bytes(data)
+    else:
+        _put(uri, pa.py_buffer(data))
+
+
+def read_json(uri: str | os.PathLike[str]) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        MissingError: there is no such file.
+        StorageError: it cannot be read, or is not JSON.
+    """
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise StorageError(f"{uri}: not valid JSON: {error}") from error
+
+
+def write_json(uri: str | os.PathLike[str], value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    write_bytes(uri, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def upload(path: Path, uri: str | os.PathLike[str]) -> None:
+    """Copy a local file to a URI; it appears there whole or not at all.
+
+    Raises:
+        StorageError: the file is missing or the URI cannot be written.
+    """
+    if is_local(uri):
+        with _errors(uri), _published(local_path(uri)) as temporary:
+            shutil.copyfile(path, temporary)
+        return
+    with _errors(path), pa.memory_map(os.fspath(path)) as source:
+        content = source.read_buffer()
+    _put(uri, content)
+
+
+def download(uri: str | os.PathLike[str], path: Path) -> None:
+    """Copy a file to a local path; it appears there whole or not at all.
+
+    Raises:
+        MissingError: there is no such file.
+        StorageError: it cannot be read, ended early, or the path cannot be written.
+    """
+    system, source_path = filesystem(uri)
+    with _errors(uri), system.open_input_file(source_path) as source, _published(path) as temporary:
+        size = source.size()
+        with temporary.open("wb") as sink:
+            while chunk := source.read_buffer(_CHUNK):
+                sink.write(chunk)
+            if sink.tell() != size:
+                raise OSError(f"{sink.tell()} of {size} bytes arrived")
+
+
+def list_names(uri: str | os.PathLike[str]) -> list[str]:
+    """The sorted names of the files and folders directly below a URI.
+
+    Returns:
+        The names; an empty list when there is nothing there. Files that are still being written
+        are not listed.
+
+    Raises:
+        StorageError: the storage did not answer, or the URI is a file.
+    """
+    system, path = filesystem(uri)
+    with _errors(uri):
+        found = system.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found if not _TEMPORARY.match(info.base_name))
+
+
+def list_files(uri: str | os.PathLike[str]) -> list[str]:
+    """The sorted paths, relative to the URI, of all files below it at any depth.
+
+    Raises:
+        StorageError: the storage did not answer, or the URI is a file.
+    """
+    system, path = filesystem(uri)
+    with _errors(uri):
+        found = system.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+    start = len(path.rstrip("/")) + 1
+    return sorted(
+        info.path[start:]
+        for info in found
+        if info.type == pafs.FileType.File and not _TEMPORARY.match(info.base_name)
+    )
+
+
+def delete(uri: str | os.PathLike[str]) -> None:
+    """Delete a file, or a folder with all that is in it; nothing there is no error.
+
+    Raises:
+        StorageError: it cannot be deleted.
+    """
+    system, path = filesystem(uri)
+    if path.strip("/").count("/") == 0:
+        raise StorageError(f"{uri}: refusing to delete a whole bucket or top-level folder")
+    with _errors(uri):
+        kind = system.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            system.delete_dir(path)
+        elif kind != pafs.FileType.NotFound:
+            system.delete_file(path)
+
+
+def check_writable(uri: str | os.PathLike[str]) -> None:
+    """Write, read back and delete a small probe below the URI.
+
+    Raises:
+        StorageError: one of the three failed; the message says why.
+    """
+    probe = join(uri, f".probe-{uuid.uuid4().hex}")
+    try:
+        write_bytes(probe, b"probe")
+        if read_bytes(probe) != b"probe":
+            raise StorageError(f"{probe}: what was written reads back differently")
+        delete(probe)
+    except StorageError as error:
+        raise StorageError(f"{uri}: cannot be written: {error}") from error
+
+
+def worker_environment() -> dict[str, str]:
+    """The AWS settings of this process that workers on other nodes need.
+
+    Returns:
+        Endpoint, region, profile, checksum mode and metadata switch, as far as they are set; never
+        keys or tokens, which nodes get from their own role or profile.
+    """
+    return {name: os.environ[name] for name in _WORKER_VARIABLES if name in os.environ}
+
+
+def _split(uri: str | os.PathLike[str]) -> tuple[str, str]:
+    """A URI's scheme (``file`` or ``s3``) and its path within the filesystem."""
+    text = os.fspath(uri)
+    match = _SCHEME.match(text)
+    if match is None:
+        if not text:
+            raise StorageError("an empty path: expected s3://bucket/key, file:///path or a path")
+        return "file", os.path.abspath(os.path.expanduser(text))
+    scheme, rest = match.group(1).lower(), text[match.end() :]
+    if scheme == "file":
+        if not rest.startswith("/"):
+            raise StorageError(f"{text}: a file URI has three slashes, as in file:///path")
+        return "file", os.path.abspath(unquote(rest))
+    if scheme != "s3":
+        raise StorageError(f"{text}: unknown scheme {scheme!r}; allowed: s3://, file://, a path")
+    bucket = rest.split("/", 1)[0]
+    if not bucket or "?" in rest:
+        raise StorageError(
+            f"{text}: expected s3://bucket/key without a query; "
+            "set AWS_ENDPOINT_URL and AWS_REGION for the endpoint"
+        )
+    return "s3", rest.rstrip("/")
+
+
+def _s3_filesystem() -> pafs.S3FileSystem:
+    # A client made before a fork must not be used, or even destroyed, after it.
+    key = (os.getpid(), *(os.environ.get(name) for name in _IDENTITY_VARIABLES))
+    if key not in _filesystems:
+        endpoint, region = _endpoint_and_region()
+        target = urlsplit(endpoint) if endpoint else None
+        if target is not None and (target.scheme not in ("http", "https") or not target.netloc):
+            raise StorageError(f"AWS_ENDPOINT_URL={endpoint}: expected http(s)://host[:port]")
+        _filesystems[key] = pafs.S3FileSystem(
+            endpoint_override=target.netloc if target else None,
+            scheme=target.scheme if target else "https",
+            region=region,
+            allow_delayed_open=True,  # one PUT for a small file instead of a multipart upload
+            request_timeout=30,
+            connect_timeout=10,
+            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=5),
+        )
+    return _filesystems[key]
+
+
+def _endpoint_and_region() -> tuple[str | None, str]:
+    from botocore.exceptions import BotoCoreError
+    from botocore.session import Session
+
+    try:
+        profile = Session().get_scoped_config()
+    except BotoCoreError as error:
+        raise StorageError(f"AWS settings: {error}") from error
+    variables = os.environ.get
+    endpoint = variables("AWS_ENDPOINT_URL_S3") or variables("AWS_ENDPOINT_URL")
+    region = variables("AWS_REGION") or variables("AWS_DEFAULT_REGION")
+    # Without a region the client asks the cloud's metadata service, which stalls outside of it.
+    return endpoint or profile.get("endpoint_url"), region or profile.get("region") or "us-east-1"
+
+
+def _put(uri: str | os.PathLike[str], content: pa.Buffer) -> None:
+    system, path = filesystem(uri)
+    with _errors(uri), system.open_output_stream(path) as stream:
+        # One single write: closing a stream publishes what it got, so there must be no place
+        # between two writes where an interruption could publish half.
+        stream.write(content)
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[Path]:
+    """A temporary sibling of a path that takes its place on a clean exit."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _errors(uri: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingError(f"{uri}: nothing there ({error})") from error
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{uri}: {error}") from error

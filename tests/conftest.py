@@ -1,0 +1,124 @@
+"""Fixtures shared by all tests: a real S3 server, real data, parity records, small image trees."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--real-data", metavar="DIR", help="folder with the real datasets")
+    parser.addoption("--parity", metavar="DIR", help="folder with records of the published method")
+
+
+def _folder(request: pytest.FixtureRequest, option: str) -> Path:
+    value = request.config.getoption(option)
+    if not value:
+        pytest.skip(f"needs {option} DIR")
+    folder = Path(value).resolve()
+    if not folder.is_dir():
+        pytest.fail(f"{option} {folder}: no such folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data(request: pytest.FixtureRequest) -> Path:
+    """The folder given by ``--real-data``; skips without it."""
+    return _folder(request, "--real-data")
+
+
+@pytest.fixture(scope="session")
+def parity(request: pytest.FixtureRequest) -> Path:
+    """The folder given by ``--parity``; skips without it."""
+    return _folder(request, "--parity")
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """A real S3 server on loopback; gives a function that makes a bucket and returns its URI."""
+    folder = tmp_path_factory.mktemp("s3")
+    log = folder / "server.log"
+    # A process of its own: pyarrow's destructors hold the GIL while they talk to the server.
+    with log.open("wb") as sink:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        endpoint = _endpoint(server, log)
+        settings = {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+                patch.delenv(name, raising=False)
+            for name, value in settings.items():
+                patch.setenv(name, value)
+            client = boto3.client("s3")
+
+            def make_bucket() -> str:
+                bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+                client.create_bucket(Bucket=bucket)
+                return f"s3://{bucket}"
+
+            yield make_bucket
+            client.close()
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _endpoint(server: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and server.poll() is None:
+        match = re.search(r"Running on (http://127\.0\.0\.1:\d+)", log.read_text())
+        if match:
+            return match.group(1)
+        time.sleep(0.1)
+    raise RuntimeError(f"the S3 server did not start:\n{log.read_text()}")
+
+
+def write_image(path: Path, seed: int, size: tuple[int, int] = (24, 20)) -> None:
+    """Write a smooth random image of (height, width); the suffix says the format."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """An image-folder tree: 3 classes, 4 train and 2 val images each, one file that is no image."""
+    root = tmp_path / "birds"
+    for split, count in (("train", 4), ("val", 2)):
+        for label, name in enumerate(("auk", "bat", "cat")):
+            for i in range(count):
+                suffix = "png" if i % 2 else "jpg"
+                write_image(root / split / name / f"{i}.{suffix}", seed=100 * label + i)
+    (root / "train" / "auk" / "notes.txt").write_text("no image\n")
+    return root
+
+
+@pytest.fixture
+def sr_folder(tmp_path: Path) -> Path:
+    """A plain folder of 12 PNG images of different sizes."""
+    root = tmp_path / "plain"
+    for i in range(12):
+        write_image(root / f"{i:02d}.png", seed=i, size=(30 + i, 40))
+    return root

@@ -1,0 +1,290 @@
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sr4ir_dist import storage
+from sr4ir_dist.data.schema import DatasetError, Manifest, arrow_schema
+from sr4ir_dist.data.shards import ShardReader, ShardWriter, load_manifest, verify_shard
+
+CLASSES = ("a", "b", "c")
+ALL_TASKS = ("images", "classification", "segmentation", "detection")
+
+
+def make_row(i: int, image_bytes: int = 100) -> dict[str, Any]:
+    rng = np.random.default_rng(i)
+    boxes = rng.uniform(0, 50, (i % 3, 4)).astype(np.float32)
+    return {
+        "id": f"sample-{i}",
+        "image": rng.bytes(image_bytes),
+        "height": 40 + i,
+        "width": 50,
+        "label": i % 3,
+        "mask": rng.bytes(7),
+        "boxes": boxes,
+        "box_labels": [i % 3] * len(boxes),
+    }
+
+
+def write(uri: str, rows: int, *, image_bytes: int = 100, **settings: Any) -> Manifest:
+    settings = {"split": "train", **settings}
+    with ShardWriter(
+        uri, name="made up", tasks=ALL_TASKS, class_names=CLASSES, **settings
+    ) as writer:
+        for i in range(rows):
+            writer.append(make_row(i, image_bytes))
+    return load_manifest(uri, settings["split"])
+
+
+@pytest.fixture(params=["path", "s3"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return (
+        str(tmp_path / "set") if request.param == "path" else request.getfixturevalue("s3")() + "/x"
+    )
+
+
+def test_rows_come_back_in_order_from_several_shards(uri: str, tmp_path: Path):
+    manifest = write(uri, 100, image_bytes=1000, shard_bytes=30_000, source={"root": "there"})
+    assert manifest.rows == 100
+    assert len(manifest.shards) == 4
+    assert manifest.source == {"root": "there"}
+    found = []
+    for shard in manifest.shards:
+        local = tmp_path / "copies" / shard.path
+        storage.download(storage.join(uri, "train", shard.path), local)
+        verify_shard(local, shard, row_start=len(found))
+        reader = ShardReader(local)
+        assert reader.batch_rows == shard.batch_rows
+        assert len(reader) == shard.rows
+        found += reader.rows(range(shard.rows))
+    for i, row in enumerate(found):
+        expected = make_row(i, 1000)
+        expected["boxes"] = expected["boxes"].tolist()
+        assert row == expected
+
+
+def test_random_access_and_columns(tmp_path: Path):
+    manifest = write(str(tmp_path), 70)
+    reader = ShardReader(tmp_path / "train" / manifest.shards[0].path, columns=("label", "id"))
+    assert reader.rows([69, 0, 33, 33]) == [
+        {"label": i % 3, "id": f"sample-{i}"} for i in (69, 0, 33, 33)
+    ]
+    for index in (70, -1):
+        with pytest.raises(IndexError, match=f"row {index} of a shard of 70"):
+            reader.row(index)
+    with pytest.raises(DatasetError, match="no column"):
+        ShardReader(tmp_path / "train" / manifest.shards[0].path, columns=("depth",))
+
+
+def test_the_schema_says_version_and_name(tmp_path: Path):
+    manifest = write(str(tmp_path), 3)
+    with pa.memory_map(str(tmp_path / "train" / manifest.shards[0].path)) as source:
+        with pa.ipc.open_file(source) as reader:
+            assert reader.schema.metadata == {b"format_version": b"1", b"name": b"made up"}
+            assert reader.schema.names == [*make_row(0)]
+    with pytest.raises(DatasetError, match="expected 'images' and any of"):
+        arrow_schema("x", ("classification",))
+
+
+@pytest.mark.parametrize("expected", [None, 0, 1], ids=["unknown", "known", "off by a few"])
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 200, 1000])
+def test_small_splits_have_many_record_batches(tmp_path: Path, rows: int, expected: int | None):
+    hint = None if expected is None else rows + 5 * expected
+    manifest = write(str(tmp_path), rows, expected_rows=hint)
+    sizes = [size for shard in manifest.shards for size in shard.batch_rows]
+    assert sum(sizes) == rows
+    assert len(sizes) >= min(rows, 64)
+
+
+def test_record_batches_keep_their_size(tmp_path: Path):
+    manifest = write(str(tmp_path), 300, image_bytes=1000, batch_bytes=2500, min_batches=2)
+    sizes = [size for shard in manifest.shards for size in shard.batch_rows]
+    assert sizes == [1, 1, 1, 2] + [3] * 98 + [1]
+
+
+def break_off(uri: str, **settings: Any) -> list[str]:
+    """Fail in the middle of writing; gives the names that were in the split's folder then."""
+    writer = ShardWriter(
+        uri, name="x", split="train", tasks=ALL_TASKS, class_names=CLASSES, shard_bytes=500,
+        **settings,
+    )  # fmt: skip
+    uploaded: list[str] = []
+
+    def fail() -> None:
+        with writer:
+            for i in range(20):
+                writer.append(make_row(i))
+            uploaded.extend(storage.list_names(storage.join(uri, "train")))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    return uploaded
+
+
+def test_an_error_commits_nothing_and_leaves_nothing(uri: str):
+    uploaded = break_off(uri)
+    assert "part-00002.arrow" in uploaded
+    assert storage.list_names(storage.join(uri, "train")) == []
+    with pytest.raises(DatasetError, match="no manifest"):
+        load_manifest(uri, "train")
+    assert write(uri, 5).rows == 5
+
+
+def test_overwriting(uri: str, tmp_path: Path):
+    first = write(uri, 50, shard_bytes=1000)
+    with pytest.raises(DatasetError, match="there is a dataset already"):
+        write(uri, 10)
+    assert len(break_off(uri, overwrite=True)) > len(first.shards) + 1
+    assert load_manifest(uri, "train") == first
+    for shard in first.shards:
+        storage.download(storage.join(uri, "train", shard.path), tmp_path / "old")
+        verify_shard(tmp_path / "old", shard, 0)
+    second = write(uri, 10, overwrite=True)
+    assert second.rows == 10
+    names = storage.list_names(storage.join(uri, "train"))
+    assert names == sorted(["manifest.json", *(shard.path for shard in second.shards)])
+
+
+def test_a_split_without_rows_is_refused(tmp_path: Path):
+    with pytest.raises(DatasetError, match="no rows"):
+        write(str(tmp_path), 0)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": 3}, "label is 3, expected 0 to 2"),
+        ({"label": -1}, "label is -1"),
+        ({"height": 0}, "height is 0"),
+        ({"image": b""}, "image is bytes, expected bytes"),
+        ({"mask": "text"}, "mask is str, expected bytes"),
+        ({"depth": 1}, "expected"),
+        ({"boxes": np.zeros((2, 4)), "box_labels": [1]}, "2 boxes with box_labels"),
+        ({"boxes": np.zeros((1, 4)), "box_labels": [3]}, "one label from 0 to 2"),
+    ],
+)
+def test_bad_rows(tmp_path: Path, change: dict[str, Any], message: str):
+    with ShardWriter(
+        str(tmp_path), name="x", split="train", tasks=ALL_TASKS, class_names=CLASSES
+    ) as writer:
+        writer.append(make_row(1))
+        with pytest.raises(DatasetError, match=f"row 'sample-0': .*{message}"):
+            writer.append({**make_row(0), **change})
+    assert load_manifest(str(tmp_path), "train").rows == 1
+
+
+def test_altered_and_truncated_shards_are_named(tmp_path: Path):
+    manifest = write(str(tmp_path), 30)
+    shard = manifest.shards[0]
+    path = tmp_path / "train" / shard.path
+    content = bytearray(path.read_bytes())
+    verify_shard(path, shard, 100)
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    verify_shard(path, shard, 100, digest=False)
+    where = r"shard part-00000.arrow \(rows 100 to 129 of the split\)"
+    with pytest.raises(DatasetError, match=f"{where} is altered: expected sha256 {shard.sha256}"):
+        verify_shard(path, shard, 100)
+    path.write_bytes(content[:-8])
+    with pytest.raises(
+        DatasetError, match=f"{where} is truncated .* {shard.bytes} bytes, found {shard.bytes - 8}"
+    ):
+        verify_shard(path, shard, 100, digest=False)
+    with pytest.raises(DatasetError, match="not a readable shard"):
+        ShardReader(path)
+    path.unlink()
+    with pytest.raises(DatasetError, match=f"{where} cannot be read"):
+        verify_shard(path, shard, 100)
+
+
+def test_manifest_digest_is_that_of_the_content(tmp_path: Path):
+    first = write(str(tmp_path / "a"), 10, source={"root": "/one"})
+    second = write(str(tmp_path / "b"), 10, source={"root": "/two"})
+    write(str(tmp_path / "b"), 10, overwrite=True)
+    assert first.digest == second.digest == load_manifest(str(tmp_path / "b"), "train").digest
+    assert first.digest != write(str(tmp_path / "c"), 11).digest
+    assert first.digest != dataclasses.replace(first, class_names=("a", "b", "d")).digest
+
+
+def test_no_manifest_names_the_splits_that_are_there(uri: str):
+    with pytest.raises(DatasetError, match=r"no split 'val' .*; splits found: none"):
+        load_manifest(uri, "val")
+    write(uri, 3)
+    with pytest.raises(DatasetError, match=r"no split 'val' .*; splits found: train\."):
+        load_manifest(uri, "val")
+
+
+def test_malformed_json(tmp_path: Path):
+    write(str(tmp_path), 3)
+    path = tmp_path / "train" / "manifest.json"
+    for content in (b"{", b"\xff\xfe\x00", b"[1, 2]", b""):
+        path.write_bytes(content)
+        with pytest.raises(DatasetError, match=r"manifest\.json: malformed manifest"):
+            load_manifest(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("format_version",), 2, "format_version is 2, this version of the package reads 1"),
+        (("format_version",), None, "format_version is None"),
+        (("extra",), 1, r"unknown keys \['extra'\]"),
+        (("shards", 0, "extra"), 1, r"shards\[0\]: .*unknown keys \['extra'\]"),
+        (("shards", 0, "path"), "../x.arrow", r"shards\[0\]\.path is '\.\./x\.arrow'"),
+        (("shards", 0, "path"), "/etc/x", r"shards\[0\]\.path"),
+        (("shards", 0, "path"), "s3://other/x", r"shards\[0\]\.path"),
+        (("shards", 0, "path"), "a\\..\\x", r"shards\[0\]\.path"),
+        (("shards", 0, "path"), "", r"shards\[0\]\.path"),
+        (("shards", 0, "rows"), 4, r"batch_rows .* sum to rows=4"),
+        (("shards", 0, "rows"), True, r"shards\[0\]\.rows is True"),
+        (("shards", 0, "bytes"), -1, r"shards\[0\]\.bytes is -1"),
+        (("shards", 0, "batch_rows"), [3.0], r"batch_rows is \[3\.0\]"),
+        (("shards", 0, "sha256"), "00", r"sha256 is '00'"),
+        (("shards", 0), 7, r"shards\[0\] is 7"),
+        (("shards",), {}, "shards is {}"),
+        (("tasks",), ["classification"], "expected 'images'"),
+        (("tasks",), ["images", "depth"], "expected 'images'"),
+        (("class_names",), "abc", "class_names is 'abc'"),
+        (("name",), "", "name is ''"),
+        (("split",), "val", "holds split 'val', expected 'train'"),
+        (("source",), None, "source is None"),
+    ],
+)
+def test_manifest_errors(tmp_path: Path, path: tuple[str | int, ...], value: Any, message: str):
+    write(str(tmp_path), 3)
+    file = tmp_path / "train" / "manifest.json"
+    content = json.loads(file.read_text())
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=message) as caught:
+        load_manifest(str(tmp_path), "train")
+    assert str(file) in str(caught.value)
+
+
+def test_a_manifest_without_a_key(tmp_path: Path):
+    write(str(tmp_path), 3)
+    file = tmp_path / "train" / "manifest.json"
+    content = json.loads(file.read_text())
+    del content["class_names"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=r"missing keys \['class_names'\]"):
+        load_manifest(str(tmp_path), "train")
+
+
+def test_the_same_shard_twice_is_refused(tmp_path: Path):
+    manifest = write(str(tmp_path), 3)
+    value = json.loads(json.dumps(manifest.to_json()))
+    assert Manifest.from_json(value, "here") == manifest
+    value["shards"] *= 2
+    with pytest.raises(DatasetError, match="here: malformed manifest: .*twice"):
+        Manifest.from_json(value, "here")

@@ -1,0 +1,107 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from sr4ir_dist import storage
+from sr4ir_dist.data.convert import CONVERTERS
+from sr4ir_dist.data.shards import load_manifest
+
+REPOSITORY = Path(storage.__file__).parents[1]
+JOB = REPOSITORY / "jobs" / "prepare_data.py"
+
+
+@pytest.fixture(scope="module")
+def run() -> Callable[..., Result]:
+    """Runs the job in this process with some arguments."""
+    spec = importlib.util.spec_from_file_location("prepare_data_job", JOB)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *arguments: CliRunner().invoke(module.app, [str(item) for item in arguments])
+
+
+def test_drawn_into_a_bucket_with_json(run: Callable[..., Result], s3: Callable[[], str]):
+    bucket = s3()
+    summary = f"{bucket}/summary.json"
+    result = run(
+        *("drawn", "--out", f"{bucket}/drawn", "--json", summary),
+        *("--train-count", 20, "--val-count", 8, "--size", 32),
+    )
+    assert result.exit_code == 0, result.output
+    assert "drawn: images, classification, segmentation, detection" in result.stdout
+    found = storage.read_json(summary)
+    assert found["out"] == f"{bucket}/drawn"
+    manifest = load_manifest(f"{bucket}/drawn", "train")
+    assert found["splits"]["train"] == {
+        "rows": 20,
+        "classes": 8,
+        "shards": 1,
+        "record_batches": 20,
+        "bytes": manifest.shards[0].bytes,
+        "skipped": [],
+        "digest": manifest.digest,
+    }
+    assert found["splits"]["val"]["rows"] == 8
+
+
+def test_refuses_to_overwrite(run: Callable[..., Result], sr_folder: Path, tmp_path: Path):
+    arguments = ("sr-folder", "--root", sr_folder, "--out", tmp_path / "out", "--val-count", 3)
+    assert run(*arguments).exit_code == 0
+    assert load_manifest(str(tmp_path / "out"), "val").rows == 3
+    again = run(*arguments)
+    assert again.exit_code == 1
+    assert "pass --overwrite to replace it" in again.stderr
+    assert again.stdout == ""
+    assert run(*arguments, "--overwrite", "--name", "plain").exit_code == 0
+    assert load_manifest(str(tmp_path / "out"), "val").name == "plain"
+
+
+def test_bad_images(run: Callable[..., Result], image_folder: Path, tmp_path: Path):
+    (image_folder / "val" / "cat" / "0.jpg").write_text("no image")
+    arguments = ("image-folder", "--root", image_folder, "--out", tmp_path / "out")
+    failed = run(*arguments)
+    assert failed.exit_code == 1
+    assert "cat/0.jpg: no readable image" in failed.stderr
+    assert storage.list_files(str(tmp_path / "out")) == []
+    skipped = run(*arguments, "--on-bad-row", "skip", "--json", tmp_path / "summary.json")
+    assert skipped.exit_code == 0
+    assert "skipped in val: " in skipped.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["splits"]["val"]["rows"] == 5
+    assert len(summary["splits"]["val"]["skipped"]) == 1
+
+
+def test_help_of_every_converter(run: Callable[..., Result]):
+    overview = run("--help")
+    assert overview.exit_code == 0
+    for name in CONVERTERS:
+        assert name in overview.stdout
+        text = run(name, "--help")
+        assert text.exit_code == 0
+        assert "--out" in text.stdout
+        assert CONVERTERS[name].help[:30] in text.stdout
+
+
+def test_the_job_as_a_program(tmp_path: Path):
+    (tmp_path / "file").touch()
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(
+        [sys.executable, str(JOB), "drawn", "--out", "file/below"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "error: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "file/below: cannot be written" in result.stderr
