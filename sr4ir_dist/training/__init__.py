@@ -1,0 +1,1 @@
+"""Training: schedules, step, engines, loop and what they need."""
