@@ -1,0 +1,67 @@
+"""Judge a checkpoint: `python jobs/evaluate.py --help`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from sr4ir_dist.cli import console, user_errors, write_result
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+
+
+@app.command()
+def main(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint, or a run for its newest: a path or URI.")
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="Dataset to judge on; by default the run's own.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "val",
+    storage_uri: Annotated[
+        str, typer.Option("--storage", help="Where Ray may keep files meanwhile: a path or URI.")
+    ] = "runs",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a setting; may be repeated."),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Ranks that share the images.")] = 1,
+    cpus: Annotated[
+        int | None, typer.Option(help="CPUs of each worker; by default the cluster's, divided.")
+    ] = None,
+    gpu: Annotated[
+        bool | None, typer.Option("--gpu/--cpu", help="One GPU a worker; by default if there are.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; by default the environment's, or none.")
+    ] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Also write the figures as JSON, to a path or URI.")
+    ] = None,
+) -> None:
+    """Judge a checkpoint on a dataset: the task's figure, PSNR and SSIM, every image once.
+
+    python jobs/evaluate.py runs/drawn_cls-edsr-x4-sr4ir-1a2b3c4d --workers 2
+    """
+    from sr4ir_dist.training import launch
+    from sr4ir_dist.training.plan import make_request
+
+    with user_errors(launch.TrainingError):
+        request = make_request(checkpoint, data=data, split=split, settings=settings or [])
+        launch.connect(address)
+        resources = launch.Resources(workers, cpus, gpu)
+        figures = launch.evaluate(request, resources, storage_uri=storage_uri)
+        table = Table("", "", show_header=False, title=request.experiment.name)
+        for name, value in figures.items():
+            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        table.add_row("data", f"{request.data}, split {split}")
+        table.add_row("checkpoint", request.checkpoint)
+        console.print(table)
+        write_result(json_file, {"checkpoint": request.checkpoint, "metrics": figures})
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,123 @@
+"""Experiment names and what they stand for.
+
+`make("cub200/edsr-x8/sr4ir")` gives the Experiment; `names()` lists all of them. A name is
+`<data>/<sr>-x<scale>/<recipe>`, `<data>/h2t` for the oracle and `<data>/x<scale>/l2t` without an SR
+network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+from sr4ir_dist import recipes
+from sr4ir_dist.config import Experiment, ExperimentError
+
+_CLASSIFICATION: dict[str, Any] = {}  # the Experiment's defaults are the paper's classification
+_DRAWN: dict[str, Any] = {
+    "epochs": 20,
+    "warmup_epochs": 2,
+    "batch_size": 32,
+    "data": {"resize": 64, "crop": 64},
+    "sr": {"blocks": 4, "features": 32},
+    "evaluation": {"every_epochs": 5, "batch_size": 64},
+}
+_FOLDER_SR: dict[str, Any] = {
+    "epochs": 300,
+    "warmup_epochs": 0,
+    "batch_size": 16,
+    "data": {"transform": "patch"},
+    "degradation": {"kind": "bicubic_antialias"},
+    "evaluation": {"every_epochs": 50, "batch_size": 1},
+}
+
+DATA: dict[str, tuple[str, dict[str, Any]]] = {
+    "drawn_cls": ("drawn shapes and textures, made by `prepare_data.py drawn`", _DRAWN),
+    "cub200": ("CUB-200-2011 birds, 200 classes", _CLASSIFICATION),
+    "folder_cls": ("any tree of images, one folder a class", _CLASSIFICATION),
+    "folder_sr": ("any folder of HR images (DIV2K, T91), for SR pre-training", _FOLDER_SR),
+}
+"""Data settings by name: a description, and what differs from the Experiment's defaults."""
+
+SCALES = (2, 4, 8)
+_SR_PATCH = 48  # LR side of a pre-training patch, as EDSR and SwinIR publish it
+
+
+def names() -> list[str]:
+    """All experiment names, grouped by data."""
+    result = []
+    for data in DATA:
+        for recipe in _recipes_of(data):
+            roles = recipes.RECIPES[recipe].init_from
+            if "sr" in roles:
+                result += [f"{data}/edsr-x{scale}/{recipe}" for scale in SCALES]
+            elif recipes.RECIPES[recipe].judged_on == "hr":
+                result.append(f"{data}/{recipe}")
+            else:
+                result += [f"{data}/x{scale}/{recipe}" for scale in SCALES]
+    return result
+
+
+def make(name: str) -> Experiment:
+    """Build the experiment of a name, at the paper's settings.
+
+    Raises:
+        ExperimentError: no such experiment; the nearest name is given.
+    """
+    if name not in set(names()):
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ExperimentError(f"unknown experiment {name!r}{hint} (--list shows all)")
+    data, *middle, recipe = name.split("/")
+    scale = 4
+    if middle:
+        match = re.search(r"x(\d)$", middle[0])
+        assert match is not None, name
+        scale = int(match.group(1))
+    roles = recipes.RECIPES[recipe].init_from
+    tree: dict[str, Any] = {"name": name, "recipe": recipe, "scale": scale}
+    tree |= {key: value for key, value in DATA[data][1].items() if key != "sr"}
+    tree["sr"] = DATA[data][1].get("sr", {}) if "sr" in roles else None
+    if "task" not in roles:
+        tree["task"] = None
+    if data == "folder_sr":
+        # The convention of SR benchmarks: luma, with as many border pixels cut as the scale.
+        tree["evaluation"] = tree["evaluation"] | {"channel": "y", "border": scale}
+        tree["data"] = tree["data"] | {"crop": _SR_PATCH * scale, "resize": _SR_PATCH * scale}
+    return Experiment.model_validate(tree)
+
+
+def prerequisite(experiment: Experiment, recipe: str) -> Experiment:
+    """The experiment of another recipe that this one starts from, at the same settings.
+
+    Settings that the other recipe does not use go back to their defaults, so that two experiments
+    that share a prerequisite name the very same run.
+
+    Args:
+        experiment: the one that starts from the other.
+        recipe: the other's recipe, a value of `Recipe.init_from`.
+    """
+    data, *middle, _ = experiment.name.split("/")
+    roles = recipes.get(recipe).init_from
+    if "sr" not in roles:
+        middle = [] if recipes.get(recipe).judged_on == "hr" else [f"x{experiment.scale}"]
+    plain = make("/".join([data, *middle, recipe]))
+    tree = experiment.model_dump(mode="json")
+    defaults = plain.model_dump(mode="json")
+    tree |= {key: defaults[key] for key in ("name", "recipe", "cqmix", "losses")}
+    for role in roles:
+        tree[role]["start"] = None
+    if "sr" not in roles:
+        tree |= {key: defaults[key] for key in ("sr", "scale", "degradation")}
+        tree["optimizers"]["sr"] = defaults["optimizers"]["sr"]
+        tree["zero"]["sr"] = defaults["zero"]["sr"]
+    if "task" not in roles:
+        tree |= {"task": None, "warmup_epochs": defaults["warmup_epochs"]}
+        tree["optimizers"]["task"] = defaults["optimizers"]["task"]
+        tree["zero"]["task"] = defaults["zero"]["task"]
+    return Experiment.model_validate(tree)
+
+
+def _recipes_of(data: str) -> list[str]:
+    return ["pretrain"] if data == "folder_sr" else list(recipes.RECIPES)

@@ -1,0 +1,247 @@
+"""Engines: what updates a network. DeepSpeed's is what runs; plain PyTorch's is its reference.
+
+An engine owns one network and its optimizer. The step calls a network that learns through its
+engine and a frozen one through `engine.module`: DeepSpeed ties hooks to every output of an engine,
+so a frozen network called through its engine fails or corrupts the other engine's backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sr4ir_dist.config import AdamW, Experiment, Role
+
+_ADAMW_STATE = ("exp_avg", "exp_avg_sq")
+_SGD_STATE = ("momentum_buffer",)
+
+
+class Engine(Protocol):
+    """A network, its optimizer, and how gradients of all ranks become one update."""
+
+    module: nn.Module
+    trainable: tuple[nn.Parameter, ...]
+
+    def __call__(self, images: Tensor) -> Any:
+        """Run the network that learns."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of this rank's loss."""
+        ...
+
+    def step(self, lr: float) -> None:
+        """Average gradients over ranks, update the weights at this rate, clear gradients."""
+        ...
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's full state by `<parameter>/<key>`, on CPU; every rank must call it."""
+        ...
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state that `optimizer_state` returned, at any number of ranks or stage."""
+        ...
+
+
+def build_optimizer(experiment: Experiment, role: Role, module: nn.Module) -> torch.optim.Optimizer:
+    """The experiment's torch optimizer over a network's trainable parameters."""
+    settings = getattr(experiment.optimizers, role)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if isinstance(settings, AdamW):
+        return torch.optim.AdamW(
+            parameters, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+    return torch.optim.SGD(
+        parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+
+class PlainEngine:
+    """Plain PyTorch, in any precision: the reference that DeepSpeed's engine must equal."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Wrap a network whose trainable parameters the optimizer holds."""
+        self.module = module
+        self.trainable = tuple(p for p in module.parameters() if p.requires_grad)
+        self._optimizer = optimizer
+
+    def __call__(self, images: Tensor) -> Any:
+        """Run the network that learns."""
+        return self.module(images)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of this rank's loss."""
+        loss.backward()
+
+    def step(self, lr: float) -> None:
+        """Average gradients over ranks, update the weights at this rate, clear gradients."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            for parameter in self.trainable:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= dist.get_world_size()
+        _set_lr(self._optimizer, lr)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's full state by `<parameter>/<key>`, on CPU."""
+        return _collect_state(self.module, self._optimizer)
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state that `optimizer_state` returned."""
+        _restore_state(self.module, self._optimizer, state)
+
+
+class DeepSpeedEngine:
+    """One DeepSpeed engine, with every default that would change the method pinned.
+
+    DeepSpeed clips gradients at 1.0, replaces Adam and picks precisions unless it is told not to;
+    the published method does none of that.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        stage: int,
+        precision: str,
+        micro_batch: int,
+    ) -> None:
+        """Wrap a network whose weights are final: ZeRO copies them here.
+
+        Args:
+            module: the network, on its device, with its trainable parameters requiring gradients.
+            optimizer: a torch optimizer over those parameters.
+            stage: ZeRO stage, 0, 1 or 2.
+            precision: `fp32`, or `bf16` for autocast with float32 weights.
+            micro_batch: images of a rank's step; only DeepSpeed's own reports read it.
+        """
+        # Importing DeepSpeed sets up its accelerator, which programs that never train do not need.
+        import deepspeed
+
+        self.trainable = tuple(p for p in module.parameters() if p.requires_grad)
+        self._stage = stage
+        self._optimizer = optimizer
+        config = {
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": 0.0,
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
+            "fp16": {"enabled": False},
+            "bf16": {"enabled": False},
+            "torch_autocast": {
+                "enabled": precision == "bf16",
+                "dtype": "bfloat16",
+                # No parameter is to have its gradients reduced in bfloat16.
+                "lower_precision_safe_modules": [],
+            },
+        }
+        self._engine, zero, _, _ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            model_parameters=list(self.trainable),  # pyright: ignore[reportArgumentType]
+            config=config,
+            dist_init_required=False,
+        )
+        self._zero: Any = zero
+        self.module = module
+
+    def __call__(self, images: Tensor) -> Any:
+        """Run the network that learns."""
+        return self._engine(images)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of this rank's loss."""
+        self._engine.backward(loss)
+
+    def step(self, lr: float) -> None:
+        """Average gradients over ranks, update the weights at this rate, clear gradients."""
+        _set_lr(self._zero, lr)
+        self._engine.step()
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's full state by `<parameter>/<key>`, on CPU; every rank must call it."""
+        if self._stage == 0:
+            return _collect_state(self.module, self._optimizer)
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        state = {}
+        for name, parameter in self._named_trainable():
+            for key in _state_keys(self._optimizer):
+                value: Any = safe_get_full_optimizer_state(parameter, key)
+                state[f"{name}/{key}"] = value.cpu()
+        steps = [entry["step"] for entry in self._base().state.values() if "step" in entry]
+        if steps:
+            state["step"] = steps[0].detach().cpu().clone()
+        return state
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state that `optimizer_state` returned, at any number of ranks or stage."""
+        if self._stage == 0:
+            _restore_state(self.module, self._optimizer, state)
+            return
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        # ZeRO creates its partitions' states in the first step; a restored engine needs them now.
+        for group in self._base().param_groups:
+            for partition in group["params"]:
+                entry = self._base().state[partition]
+                entry |= {k: torch.zeros_like(partition) for k in _state_keys(self._optimizer)}
+                if "step" in state:
+                    entry["step"] = state["step"].clone()
+        self._zero._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self._named_trainable():
+            for key in _state_keys(self._optimizer):
+                value = state[f"{name}/{key}"].to(parameter.device)
+                safe_set_full_optimizer_state(parameter, value, key)
+
+    def _named_trainable(self) -> list[tuple[str, nn.Parameter]]:
+        # Not by requires_grad, which is off while the network is frozen.
+        own = {id(parameter) for parameter in self.trainable}
+        return [(n, p) for n, p in self.module.named_parameters() if id(p) in own]
+
+    def _base(self) -> torch.optim.Optimizer:
+        return self._zero.optimizer
+
+
+def _set_lr(optimizer: Any, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _state_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    return _ADAMW_STATE if isinstance(optimizer, torch.optim.AdamW) else _SGD_STATE
+
+
+def _collect_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                # All parameters step together, so one count serves them all.
+                path = "step" if key == "step" else f"{name}/{key}"
+                state[path] = value.detach().cpu().clone()
+    return state
+
+
+def _restore_state(
+    module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
+) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in module.named_parameters():
+        if id(parameter) in held:
+            entry = {
+                key: state[f"{name}/{key}"].to(parameter.device).clone()
+                for key in _state_keys(optimizer)
+            }
+            if "step" in state:
+                entry["step"] = state["step"].clone()
+            optimizer.state[parameter] = entry

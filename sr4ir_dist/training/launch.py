@@ -1,0 +1,196 @@
+"""Start a planned run on Ray Train workers, and see it to its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+
+from sr4ir_dist import storage
+from sr4ir_dist.config import ExperimentError
+from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan
+from sr4ir_dist.training.worker import EvaluationJob, Job, evaluate_worker, run_worker
+
+
+class TrainingError(RuntimeError):
+    """A run that ended without a result; its checkpoints stay usable."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run takes of the cluster; results depend on the number of workers only by rounding.
+
+    Attributes:
+        workers: ranks.
+        cpus: CPUs of each; None divides the cluster's among them.
+        gpu: one GPU for each worker; None uses GPUs where the cluster has enough of them.
+        max_failures: how often workers that died are started again.
+    """
+
+    workers: int = 1
+    cpus: int | None = None
+    gpu: bool | None = None
+    max_failures: int = 3
+
+
+def connect(address: str | None = None) -> None:
+    """Join the Ray cluster at an address or that of the environment, or start one here."""
+    if ray.is_initialized():
+        return
+    # Ray warns about a change of its own defaults that does not concern us.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(address=address, logging_level=logging.WARNING)
+
+
+def finished_result(plan: Plan) -> dict[str, Any] | None:
+    """The result of a run that has finished, else None."""
+    uri = storage.join(plan.run_uri, RESULT)
+    return storage.read_json(uri) if storage.exists(uri) else None
+
+
+def train(
+    plan: Plan,
+    resources: Resources,
+    *,
+    log_every: int = 10,
+    cache_dir: str | None = None,
+) -> dict[str, Any]:
+    """Train a planned run to its end, continuing it where it has checkpoints.
+
+    Args:
+        plan: from `make_plan`.
+        resources: what to ask of the connected cluster.
+        log_every: steps between two lines of progress.
+        cache_dir: node-local cache of shards from remote storage.
+
+    Returns:
+        The run's result: `run`, `run_uri`, `checkpoint`, `experiment`, `steps`, `seconds`,
+        `world_size`, `metrics` (the last evaluation) and `history` (all of them).
+
+    Raises:
+        ExperimentError: the cluster has not what the run asks for.
+        TrainingError: the run was refused by its workers, or they died too often.
+    """
+    done = finished_result(plan)
+    if done is not None:
+        return done
+    cpus, gpu = _check_resources(resources, plan.experiment.batch_size)
+    job = Job(plan, cpus, log_every, cache_dir, started=uuid.uuid4().hex)
+    trainer = _trainer(run_worker, job, resources, cpus, gpu, folder=plan.run_uri)
+    return _fit(trainer, f"run {plan.run}")
+
+
+def evaluate(
+    request: EvaluationRequest, resources: Resources, *, storage_uri: str
+) -> dict[str, float]:
+    """Judge a checkpoint on a dataset, each worker on its share.
+
+    Args:
+        request: from `make_request`.
+        resources: what to ask of the connected cluster.
+        storage_uri: where Ray may keep its own files meanwhile; it leaves nothing there.
+
+    Raises:
+        ExperimentError: the cluster has not what the evaluation asks for.
+        TrainingError: a worker failed.
+    """
+    cpus, gpu = _check_resources(resources, request.experiment.evaluation.batch_size)
+    folder = storage.join(storage.absolute(storage_uri), f"evaluation-{uuid.uuid4().hex[:8]}")
+    job = EvaluationJob(request, cpus)
+    trainer = _trainer(evaluate_worker, job, resources, cpus, gpu, folder=folder)
+    try:
+        return _fit(trainer, f"evaluation of {request.checkpoint}")
+    finally:
+        storage.delete(folder)
+
+
+def _trainer(
+    worker: Callable[[dict[str, Any]], Any],
+    job: Any,
+    resources: Resources,
+    cpus: int,
+    gpu: bool,
+    *,
+    folder: str,
+) -> ray.train.torch.TorchTrainer:
+    filesystem, path = storage.filesystem(folder)
+    return ray.train.torch.TorchTrainer(
+        worker,
+        train_loop_config={"job": job},
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": cpus, "GPU": 1} if gpu else {"CPU": cpus},
+        ),
+        run_config=ray.train.RunConfig(
+            # What Ray keeps for itself; checkpoints lie beside it.
+            name="ray",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(
+                max_failures=resources.max_failures, controller_failure_limit=3
+            ),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            worker_runtime_env={"env_vars": _worker_environment(gpu)},
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _fit(trainer: ray.train.torch.TorchTrainer, what: str) -> dict[str, Any]:
+    try:
+        result = trainer.fit().return_value
+    except Exception as error:
+        raise TrainingError(f"{what} failed: {_cause(error)}") from error
+    if not isinstance(result, dict):
+        raise TrainingError(f"{what} ended without a result; start it again to continue")
+    if "refused" in result:
+        raise TrainingError(f"{what} was stopped: {result['refused']}")
+    return result
+
+
+def _check_resources(resources: Resources, batch_size: int) -> tuple[int, bool]:
+    workers = resources.workers
+    if workers < 1:
+        raise ExperimentError(f"workers={workers} must be at least 1")
+    if workers > batch_size:
+        raise ExperimentError(
+            f"workers={workers} exceed batch_size={batch_size}: a worker needs at least one image "
+            f"of each step; use fewer workers or --set batch_size={workers}"
+        )
+    cluster = ray.cluster_resources()
+    has_cpus, has_gpus = int(cluster.get("CPU", 0)), int(cluster.get("GPU", 0))
+    gpu = has_gpus >= workers if resources.gpu is None else resources.gpu
+    if gpu and workers > has_gpus:
+        raise ExperimentError(f"workers={workers} need {workers} GPUs; the cluster has {has_gpus}")
+    cpus = max(1, has_cpus // workers) if resources.cpus is None else resources.cpus
+    if cpus < 1 or workers * cpus > has_cpus:
+        raise ExperimentError(
+            f"workers={workers} with {cpus} CPUs each need {workers * cpus} CPUs; the cluster has "
+            f"{has_cpus}"
+        )
+    return cpus, gpu
+
+
+def _worker_environment(gpu: bool) -> dict[str, str]:
+    # Ray would print every line twice, once as its own log record.
+    environment = storage.worker_environment() | {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    if not gpu:
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment
+
+
+def _cause(error: BaseException) -> str:
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        rank, first = min(failures.items())
+        return f"worker {rank}: {first}"
+    return str(error)

@@ -1,0 +1,176 @@
+"""The training loop: epochs, steps, evaluations, checkpoints. Read this first, then `step.py`."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sr4ir_dist.config import Role
+from sr4ir_dist.data.loader import Loader
+from sr4ir_dist.training.batch_norm import average_running_statistics
+from sr4ir_dist.training.evaluate import evaluate
+from sr4ir_dist.training.schedules import cosine
+from sr4ir_dist.training.state import Progress
+from sr4ir_dist.training.step import Setup, make_inputs, train_step
+
+
+class NonFiniteLossError(ValueError):
+    """A loss that is not finite; every rank raises it, naming the step, the term and the ids."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop tells its surroundings; every rank calls them at the same steps.
+
+    Attributes:
+        publish: publish a checkpoint of the engines at this progress.
+        logged: the mean losses since the last call, at this progress.
+        evaluated: a new record at the end of the progress's history.
+    """
+
+    publish: Callable[[Progress], None]
+    logged: Callable[[Progress, dict[str, float]], None] = lambda progress, losses: None
+    evaluated: Callable[[Progress], None] = lambda progress: None
+
+
+def train(
+    setup: Setup,
+    training: Loader,
+    validation: Loader,
+    progress: Progress,
+    hooks: Hooks,
+    *,
+    log_every: int = 10,
+) -> Progress:
+    """Train from `progress` to the experiment's last epoch.
+
+    Every rank must call it with its own loaders. What a step computes depends on the experiment,
+    the data and the number of ranks alone, so a run that resumes repeats an uninterrupted one.
+
+    Raises:
+        NonFiniteLossError: a loss is not finite; nothing is published after that step.
+    """
+    experiment = setup.experiment
+    steps = training.steps_per_epoch
+    losses = LossLog(setup)
+    for epoch in range(progress.epoch, experiment.epochs + 1):
+        after_warmup = epoch > experiment.warmup_epochs
+        batches = training.epoch(epoch, progress.step_in_epoch)
+        started = time.perf_counter()
+        for batch in batches:
+            _reseed(setup, progress.step)
+            inputs = make_inputs(setup, batch, epoch)
+            rates = learning_rates(setup, progress.step, steps)
+            terms = train_step(setup, inputs, after_warmup=after_warmup, rates=rates)
+            _share_running_statistics(setup, inputs.share)
+            progress = replace(
+                progress, step=progress.step + 1, step_in_epoch=progress.step_in_epoch + 1
+            )
+            losses.add(progress.step, batch.ids, terms, inputs.share)
+
+            epoch_ends = progress.step_in_epoch == steps
+            publish_now = not epoch_ends and _due(progress.step, experiment.checkpoint.every_steps)
+            if epoch_ends or publish_now or progress.step % log_every == 0:
+                means = losses.flush()
+                now = time.perf_counter()
+                progress = replace(progress, seconds=progress.seconds + now - started)
+                hooks.logged(progress, means | {f"lr_{role}": rates[role] for role in rates})
+                if publish_now:
+                    hooks.publish(progress)
+                started = time.perf_counter()
+
+        last = epoch == experiment.epochs
+        if last or _due(epoch, experiment.evaluation.every_epochs):
+            figures = {"epoch": epoch, "step": progress.step} | evaluate(setup, validation)
+            progress = replace(progress, history=(*progress.history, figures))
+            hooks.evaluated(progress)
+        progress = replace(progress, epoch=epoch + 1, step_in_epoch=0)
+        if last or _due(epoch, experiment.checkpoint.every_epochs):
+            hooks.publish(progress)
+    return progress
+
+
+def learning_rates(setup: Setup, step: int, steps_per_epoch: int) -> dict[Role, float]:
+    """The learning rate of each network that learns, after `step` completed steps.
+
+    A recipe that restarts has cosine periods `[warm-up, rest]`, so that the rates jump back when
+    the TDP loss sets in; others have one period.
+    """
+    experiment = setup.experiment
+    epochs = [experiment.epochs]
+    if setup.recipe.restart:
+        epochs = [experiment.warmup_epochs, experiment.epochs - experiment.warmup_epochs]
+    periods = [count * steps_per_epoch for count in epochs if count]
+    rates: dict[Role, float] = {}
+    for role in setup.engines:
+        settings = getattr(experiment.optimizers, role)
+        rates[role] = cosine(
+            step, base_lr=settings.lr, floor=settings.lr_floor, periods_in_steps=periods
+        )
+    return rates
+
+
+@dataclass
+class LossLog:
+    """Losses that stay on the device until they are read together, once for many steps."""
+
+    setup: Setup
+    _steps: list[int] = field(default_factory=list)
+    _ids: list[tuple[str, ...]] = field(default_factory=list)
+    _names: list[str] = field(default_factory=list)
+    _values: list[Tensor] = field(default_factory=list)
+
+    def add(self, step: int, ids: tuple[str, ...], terms: dict[str, Tensor], share: float) -> None:
+        """Keep a step's losses over this rank's images."""
+        self._names = list(terms)
+        self._steps.append(step)
+        self._ids.append(ids)
+        self._values.append(torch.stack(list(terms.values())) * (share / self.setup.world_size))
+
+    def flush(self) -> dict[str, float]:
+        """Mean of each term over the steps since the last call and over all ranks.
+
+        Raises:
+            NonFiniteLossError: one of them is not finite; raised on every rank.
+        """
+        values = torch.stack(self._values)
+        if self.setup.world_size > 1:
+            dist.all_reduce(values)
+        values = values.cpu()
+        bad = (~values.isfinite()).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            ids = self._ids[row]
+            if self.setup.world_size > 1:
+                gathered: list[tuple[str, ...]] = [()] * self.setup.world_size
+                dist.all_gather_object(gathered, ids)
+                ids = tuple(name for part in gathered for name in part)
+            raise NonFiniteLossError(
+                f"the loss {self._names[column]} is {values[row, column].item()} at step "
+                f"{self._steps[row]} on samples {', '.join(ids)}"
+            )
+        means = dict(zip(self._names, values.mean(0).tolist(), strict=True))
+        self._steps, self._ids, self._values = [], [], []
+        return means
+
+
+def _due(count: int, every: int | None) -> bool:
+    return every is not None and count % every == 0
+
+
+def _reseed(setup: Setup, step: int) -> None:
+    """Key what draws from torch's global generator by the step, so that resumes repeat it."""
+    key = f"{setup.experiment.seed}/{step}/{setup.rank}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "little", signed=True))
+
+
+def _share_running_statistics(setup: Setup, share: float) -> None:
+    # Synchronised layers hold equal statistics already.
+    if setup.world_size > 1 and setup.experiment.batch_norm == "local" and "task" in setup.engines:
+        average_running_statistics(setup.modules["task"], share / setup.world_size)

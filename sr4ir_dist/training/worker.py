@@ -1,0 +1,220 @@
+"""What one Ray Train worker does: build, restore, train, publish."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sr4ir_dist import checkpoint, storage
+from sr4ir_dist.networks.pretrained import load_weights
+from sr4ir_dist.training import state
+from sr4ir_dist.training.build import build_networks, make_setup, open_loader
+from sr4ir_dist.training.evaluate import evaluate
+from sr4ir_dist.training.loop import Hooks, NonFiniteLossError, train
+from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan
+from sr4ir_dist.training.state import Progress
+from sr4ir_dist.training.step import Setup
+
+REFUSED = "refused.json"
+"""Written by a worker that met an error which no retry can mend."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan and how to run it; nothing here changes a result but the number of ranks.
+
+    Attributes:
+        plan: the run.
+        threads: CPU threads of a worker's networks.
+        log_every: steps between two lines of progress.
+        cache_dir: node-local cache of shards from remote storage; None for the default.
+        started: names the launch, so that an error of an earlier one is not taken for this one's.
+    """
+
+    plan: Plan
+    threads: int
+    log_every: int
+    cache_dir: str | None
+    started: str
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """A request and how to run it.
+
+    Attributes:
+        request: what to judge.
+        threads: CPU threads of a worker's networks.
+    """
+
+    request: EvaluationRequest
+    threads: int
+
+
+def run_worker(config: dict[str, Job]) -> dict[str, Any]:
+    """Train on this rank until the run is finished; `launch.train` starts it on every worker.
+
+    Args:
+        config: the job, under the key `job`.
+
+    Returns:
+        The run's result, or `{"refused": why}` where a retry could not help.
+    """
+    job = config["job"]
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    _quieten()
+    torch.set_num_threads(job.threads)
+    why = _shared(lambda: _earlier_refusal(job), rank)
+    if why is not None:
+        return {"refused": why}
+    try:
+        return _run(job, rank, world_size)
+    except NonFiniteLossError as error:
+        return {"refused": str(error)}
+    except ValueError as error:
+        # A ValueError names a setting or a file that is wrong, and will be wrong again.
+        note = {"started": job.started, "why": f"{type(error).__name__}: {error}"}
+        storage.write_json(storage.join(job.plan.run_uri, REFUSED), note)
+        raise
+
+
+def evaluate_worker(config: dict[str, EvaluationJob]) -> dict[str, float]:
+    """Judge a checkpoint on this rank's share; `launch.evaluate` starts it on every worker."""
+    request = config["job"].request
+    _quieten()
+    torch.set_num_threads(config["job"].threads)
+    modules = build_networks(request.experiment)
+    state.load_networks(modules, checkpoint.load(request.checkpoint))
+    setup = make_setup(
+        request.experiment,
+        modules,
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        engine="none",
+    )
+    with open_loader(setup, request.data, request.split) as loader:
+        return evaluate(setup, loader)
+
+
+def _run(job: Job, rank: int, world_size: int) -> dict[str, Any]:
+    plan = job.plan
+    experiment = plan.experiment
+    say: Callable[[str], None] = print if rank == 0 else lambda text: None
+    saved = _shared(lambda: _newest_sound(plan.run_uri, say), rank)
+    modules = build_networks(experiment)
+    if saved is None:
+        for role, module in modules.items():
+            start = plan.starts[role]
+            say(f"{role} network: from {start.told}")
+            if start.uri is not None:
+                say(load_weights(module, start.uri, partial=start.partial).summary())
+    else:
+        state.load_networks(modules, saved)
+    setup = make_setup(experiment, modules, rank=rank, world_size=world_size)
+    progress = Progress()
+    if saved is not None:
+        state.load_optimizers(setup.engines, saved)
+        progress = state.load_progress(saved)
+        say(f"continuing after step {progress.step} from {saved.uri}")
+
+    with (
+        open_loader(setup, plan.data, "train", job.cache_dir) as training,
+        open_loader(setup, plan.data, "val", job.cache_dir) as validation,
+    ):
+        total = training.steps_per_epoch * experiment.epochs
+        hooks = Hooks(
+            publish=lambda progress: _publish(setup, plan, progress),
+            logged=lambda progress, losses: say(_line(progress, losses, total)),
+            evaluated=lambda progress: say(f"evaluated: {progress.history[-1]}"),
+        )
+        progress = train(setup, training, validation, progress, hooks, log_every=job.log_every)
+    return _finish(setup, plan, progress)
+
+
+def _quieten() -> None:
+    # Ray logs each report and DeepSpeed each engine; the loop's own lines say it better.
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and "ray/train/v2" in name:
+            logger.setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def _newest_sound(run_uri: str, say: Callable[[str], None]) -> checkpoint.Checkpoint | None:
+    for uri in checkpoint.newest_first(run_uri):
+        try:
+            saved = checkpoint.load(uri)
+            for name in saved.files:
+                saved.read(name)
+        except checkpoint.CheckpointError as error:
+            say(f"going back to the checkpoint before: {error}")
+        else:
+            return saved
+    return None
+
+
+def _earlier_refusal(job: Job) -> str | None:
+    uri = storage.join(job.plan.run_uri, REFUSED)
+    if not storage.exists(uri):
+        return None
+    note = storage.read_json(uri)
+    return note["why"] if note["started"] == job.started else None
+
+
+def _shared(read: Callable[[], Any], rank: int) -> Any:
+    """Rank 0's answer, or its error, on every rank: ranks must not see different storage."""
+    box: list[Any] = [None]
+    if rank == 0:
+        box = [read()]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _publish(setup: Setup, plan: Plan, progress: Progress) -> None:
+    import ray.train
+
+    files = state.snapshot(setup, progress)
+    metrics: dict[str, Any] = {"step": progress.step, "epoch": progress.epoch}
+    if progress.history:
+        metrics |= progress.history[-1]
+    if setup.rank:
+        ray.train.report(metrics)
+        return
+    files["run.json"] = json.dumps({"run": plan.run, "data": plan.data}).encode()
+    uri = checkpoint.publish(plan.run_uri, progress.step, files)
+    checkpoint.prune(plan.run_uri, setup.experiment.checkpoint.keep)
+    # Ray gets a pointer, so that there is one truth: our manifest.
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "pointer.json").write_text(json.dumps({"checkpoint": uri}))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _finish(setup: Setup, plan: Plan, progress: Progress) -> dict[str, Any]:
+    result = {
+        "run": plan.run,
+        "run_uri": plan.run_uri,
+        "checkpoint": checkpoint.resolve(plan.run_uri),
+        "experiment": plan.experiment.name,
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 3),
+        "world_size": setup.world_size,
+        "metrics": progress.history[-1],
+        "history": list(progress.history),
+    }
+    if setup.rank == 0:
+        storage.write_json(storage.join(plan.run_uri, RESULT), result)
+    return result
+
+
+def _line(progress: Progress, losses: Mapping[str, float], total: int) -> str:
+    rest = (total - progress.step) * progress.seconds / progress.step
+    terms = "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    where = f"epoch {progress.epoch}  step {progress.step}/{total}"
+    return f"{where}  {terms}  {progress.seconds:.0f} s, {rest:.0f} s to go"
