@@ -4,11 +4,11 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sr4ir_dist import storage
+from sr4ir_dist.cli import console, notices, user_errors, write_result
 from sr4ir_dist.data.convert import CONVERTERS
 from sr4ir_dist.data.convert.write import ConvertedSplit, convert, refuse_existing
 
@@ -130,8 +130,7 @@ def _run(
     threads: int | None,
     json: str | None,
 ) -> None:
-    notices = Console(stderr=True)
-    try:
+    with user_errors():
         converter = CONVERTERS[converter_name]
         source = converter.open(**options)
         refuse_existing(out, source.splits, overwrite)
@@ -154,11 +153,7 @@ def _run(
                 threads=threads,
                 progress=lambda split, done: progress.update(bars[split], completed=done),
             )
-        if json:
-            storage.write_json(json, _summary(out, splits))
-    except ValueError as error:
-        notices.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        write_result(json, _summary(out, splits))
     for split, result in splits.items():
         for message in result.skipped[:10]:
             notices.print(f"skipped in {split}: {message}", markup=False, soft_wrap=True)
@@ -199,7 +194,7 @@ def _print_table(out: str, splits: dict[str, ConvertedSplit]) -> None:
             str(row["record_batches"]),
             f"{row['bytes'] / 1e6:.1f}",
         )
-    Console().print(table)
+    console.print(table)
 
 
 if __name__ == "__main__":

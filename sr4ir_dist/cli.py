@@ -19,6 +19,8 @@ notices = Console(stderr=True)
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Print an error that the user can mend as one line on stderr, and exit with code 1.
 
+    An interruption by the keyboard ends with code 130.
+
     Args:
         *kinds: errors that are the user's besides ValueError.
     """
@@ -27,6 +29,9 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     except (ValueError, *kinds) as error:
         notices.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        notices.print("interrupted: the same command again continues or starts anew")
+        raise typer.Exit(130) from None
 
 
 def write_result(uri: str | None, value: Any) -> None:

@@ -21,6 +21,8 @@ Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+SSIM_WINDOW = 11
+"""Side of SSIM's window in pixels."""
 
 
 class ExperimentError(ValueError):
@@ -151,6 +153,7 @@ class CheckpointSettings(Settings):
     """When a run's whole state is published, and how many states are kept."""
 
     every_epochs: Positive = 1
+    """Publish after each so many epochs, and after every evaluation."""
     every_steps: Positive | None = None
     """Also publish after each so many steps of the run; None: at epochs only."""
     keep: Positive = 2
@@ -194,6 +197,12 @@ class Experiment(Settings):
         if self.data.transform == "resize_crop" and self.data.crop > self.data.resize:
             raise ValueError(
                 f"data.crop={self.data.crop} must not exceed data.resize={self.data.resize}"
+            )
+        smallest = 2 * self.evaluation.border + SSIM_WINDOW
+        if self.data.transform == "resize_crop" and self.data.crop < smallest:
+            raise ValueError(
+                f"data.crop={self.data.crop} leaves nothing to judge: evaluation.border="
+                f"{self.evaluation.border} and SSIM's window of {SSIM_WINDOW} need {smallest}"
             )
         if self.warmup_epochs > self.epochs:
             raise ValueError(

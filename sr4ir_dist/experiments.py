@@ -30,6 +30,7 @@ _FOLDER_SR: dict[str, Any] = {
     "data": {"transform": "patch"},
     "degradation": {"kind": "bicubic_antialias"},
     "evaluation": {"every_epochs": 50, "batch_size": 1},
+    "checkpoint": {"every_epochs": 10},
 }
 
 DATA: dict[str, tuple[str, dict[str, Any]]] = {

@@ -13,7 +13,8 @@ PACKAGE = "sr4ir_dist"
 
 # From the outermost to the innermost. A module may import from its own room and from rooms below.
 ROOMS = (
-    {"reproduction", "prediction", "tuning", "analysis", "benchmark", "doctor", "export"},
+    {"cli", "quickstart"},
+    {"cli", "reproduction", "prediction", "tuning", "analysis", "benchmark", "doctor", "export"},
     {"training"},
     {"hub"},
     {"checkpoint"},

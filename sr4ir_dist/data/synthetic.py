@@ -82,7 +82,8 @@ def _row(split: str, index: int, size: int, seed: int) -> dict[str, Any]:
         mask[distance <= -0.5] = label + 1
         (columns,) = np.nonzero(covered.any(axis=0))
         (lines,) = np.nonzero(covered.any(axis=1))
-        boxes.append(np.float32([columns[0], lines[0], columns[-1] + 1, lines[-1] + 1]).tolist())
+        box = columns[0], lines[0], columns[-1] + 1, lines[-1] + 1
+        boxes.append([float(edge) for edge in box])
     return {
         "id": f"{split}-{index:06d}",
         "image": _png(image),
@@ -103,8 +104,8 @@ def _draw(rng: np.random.Generator, label: int, size: int) -> tuple[NDArray[np.u
     image = _background(rng, x, y, size, backdrop)
 
     # Towards the middle of the range and past it: always far enough to be seen.
-    tone = backdrop + rng.uniform(0.15, 0.4, 3) * np.where(backdrop > 0.5, -1, 1)
-    swing = rng.uniform(0.12, 0.18)
+    tone = backdrop + rng.uniform(0.25, 0.45, 3) * np.where(backdrop > 0.5, -1, 1)
+    swing = rng.uniform(0.2, 0.28)
     distances = []
     for cx, cy, radius in _places(rng, size):
         angle = rng.uniform(-0.3, 0.3)
@@ -175,9 +176,9 @@ def _distance(shape: str, u: Array, v: Array, radius: float) -> Array:
 
 
 def _texture(rng: np.random.Generator, texture: str, dx: Array, dy: Array) -> Array:
-    """Values in [-1, 1]: stripes level or upright but for a few degrees."""
+    """Values in [-1, 1]: stripes level or upright to within twelve degrees."""
     period = rng.uniform(2.5, 3.1)
-    along, across = _turn(dx, dy, rng.uniform(-0.1, 0.1))
+    along, across = _turn(dx, dy, rng.uniform(-0.2, 0.2))
     place = across if texture == "level" else along
     return np.sin(np.float32(2 * np.pi / period) * place + np.float32(rng.uniform(0, 2 * np.pi)))
 

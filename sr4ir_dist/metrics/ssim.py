@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sr4ir_dist.config import SSIM_WINDOW
 from sr4ir_dist.metrics.mean import Mean
 from sr4ir_dist.metrics.psnr import check_settings, comparable
 
-WINDOW = 11
 SIGMA = 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-_GAUSSIAN = [math.exp(-((i - WINDOW // 2) ** 2) / (2 * SIGMA**2)) for i in range(WINDOW)]
+_GAUSSIAN = [math.exp(-((i - SSIM_WINDOW // 2) ** 2) / (2 * SIGMA**2)) for i in range(SSIM_WINDOW)]
 _WEIGHTS = [value / sum(_GAUSSIAN) for value in _GAUSSIAN]
 
 
@@ -26,9 +26,9 @@ def _blur(images: Tensor) -> Tensor:
     """Filters N,C,H,W with the Gaussian window, keeping only places where all of it fits."""
     # Shifted sums: on the CPU ten times faster than a float64 convolution of single planes.
     for dim in (-2, -1):
-        length = images.shape[dim] - WINDOW + 1
+        length = images.shape[dim] - SSIM_WINDOW + 1
         blurred = images.narrow(dim, 0, length) * _WEIGHTS[0]
-        for i in range(1, WINDOW):
+        for i in range(1, SSIM_WINDOW):
             blurred.add_(images.narrow(dim, i, length), alpha=_WEIGHTS[i])
         images = blurred
     return images
@@ -67,7 +67,7 @@ class SSIM(Mean):
         Raises:
             ValueError: Shapes that differ, or images smaller than border crop and window.
         """
-        x, y = comparable(sr, hr, border=self.border, channel=self.channel, window=WINDOW)
+        x, y = comparable(sr, hr, border=self.border, channel=self.channel, window=SSIM_WINDOW)
         mean_x, mean_y, mean_xx, mean_yy, mean_xy = _blur(
             torch.cat([x, y, x * x, y * y, x * y])
         ).chunk(5)

@@ -29,7 +29,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         with torch.no_grad():
             self.num_batches_tracked += 1
-            unbiased = variance * (count / (count - 1))
+            # One value in all has no variance; the biased one is 0 then.
+            unbiased = variance * (count / (count - 1).clamp(min=1))
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
         return output

@@ -7,6 +7,8 @@ so a frozen network called through its engine fails or corrupts the other engine
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -144,13 +146,15 @@ class DeepSpeedEngine:
                 "lower_precision_safe_modules": [],
             },
         }
-        self._engine, zero, _, _ = deepspeed.initialize(
-            model=module,
-            optimizer=optimizer,
-            model_parameters=list(self.trainable),  # pyright: ignore[reportArgumentType]
-            config=config,
-            dist_init_required=False,
-        )
+        # DeepSpeed prints where its operators come from.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._engine, zero, _, _ = deepspeed.initialize(
+                model=module,
+                optimizer=optimizer,
+                model_parameters=list(self.trainable),  # pyright: ignore[reportArgumentType]
+                config=config,
+                dist_init_required=False,
+            )
         self._zero: Any = zero
         self.module = module
 

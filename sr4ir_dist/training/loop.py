@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -76,22 +76,27 @@ def train(
 
             epoch_ends = progress.step_in_epoch == steps
             publish_now = not epoch_ends and _due(progress.step, experiment.checkpoint.every_steps)
-            if epoch_ends or publish_now or progress.step % log_every == 0:
-                means = losses.flush()
+            log_now = _due(progress.step, log_every)
+            if epoch_ends or publish_now or log_now:
+                losses.collect()
                 now = time.perf_counter()
                 progress = replace(progress, seconds=progress.seconds + now - started)
-                hooks.logged(progress, means | {f"lr_{role}": rates[role] for role in rates})
+                if log_now:
+                    hooks.logged(
+                        progress, losses.means() | {f"lr_{k}": v for k, v in rates.items()}
+                    )
                 if publish_now:
                     hooks.publish(progress)
                 started = time.perf_counter()
 
-        last = epoch == experiment.epochs
-        if last or _due(epoch, experiment.evaluation.every_epochs):
+        judged = epoch == experiment.epochs or _due(epoch, experiment.evaluation.every_epochs)
+        if judged:
             figures = {"epoch": epoch, "step": progress.step} | evaluate(setup, validation)
             progress = replace(progress, history=(*progress.history, figures))
             hooks.evaluated(progress)
         progress = replace(progress, epoch=epoch + 1, step_in_epoch=0)
-        if last or _due(epoch, experiment.checkpoint.every_epochs):
+        # A figure without the networks that reached it could not be checked.
+        if judged or _due(epoch, experiment.checkpoint.every_epochs):
             hooks.publish(progress)
     return progress
 
@@ -116,48 +121,58 @@ def learning_rates(setup: Setup, step: int, steps_per_epoch: int) -> dict[Role, 
     return rates
 
 
-@dataclass
 class LossLog:
     """Losses that stay on the device until they are read together, once for many steps."""
 
-    setup: Setup
-    _steps: list[int] = field(default_factory=list)
-    _ids: list[tuple[str, ...]] = field(default_factory=list)
-    _names: list[str] = field(default_factory=list)
-    _values: list[Tensor] = field(default_factory=list)
+    def __init__(self, setup: Setup) -> None:
+        """Start with none."""
+        self._setup = setup
+        self._steps: list[int] = []
+        self._ids: list[tuple[str, ...]] = []
+        self._names: list[str] = []
+        self._values: list[Tensor] = []
+        self._read: dict[str, list[float]] = {}
 
     def add(self, step: int, ids: tuple[str, ...], terms: dict[str, Tensor], share: float) -> None:
-        """Keep a step's losses over this rank's images."""
+        """Keep a step's losses over this rank's images; all steps until `collect` have the same."""
         self._names = list(terms)
         self._steps.append(step)
         self._ids.append(ids)
-        self._values.append(torch.stack(list(terms.values())) * (share / self.setup.world_size))
+        self._values.append(torch.stack(list(terms.values())) * (share / self._setup.world_size))
 
-    def flush(self) -> dict[str, float]:
-        """Mean of each term over the steps since the last call and over all ranks.
+    def collect(self) -> None:
+        """Read what was added; every rank must call it at the same steps.
 
         Raises:
-            NonFiniteLossError: one of them is not finite; raised on every rank.
+            NonFiniteLossError: a loss is not finite; raised on every rank.
         """
         values = torch.stack(self._values)
-        if self.setup.world_size > 1:
+        if self._setup.world_size > 1:
             dist.all_reduce(values)
         values = values.cpu()
         bad = (~values.isfinite()).nonzero()
         if len(bad):
             row, column = bad[0].tolist()
-            ids = self._ids[row]
-            if self.setup.world_size > 1:
-                gathered: list[tuple[str, ...]] = [()] * self.setup.world_size
-                dist.all_gather_object(gathered, ids)
-                ids = tuple(name for part in gathered for name in part)
             raise NonFiniteLossError(
                 f"the loss {self._names[column]} is {values[row, column].item()} at step "
-                f"{self._steps[row]} on samples {', '.join(ids)}"
+                f"{self._steps[row]} on samples {', '.join(self._global_ids(row))}"
             )
-        means = dict(zip(self._names, values.mean(0).tolist(), strict=True))
+        for name, column in zip(self._names, values.T.tolist(), strict=True):
+            self._read.setdefault(name, []).extend(column)
         self._steps, self._ids, self._values = [], [], []
+
+    def means(self) -> dict[str, float]:
+        """Mean of each term over what was collected since the last call."""
+        means = {name: sum(values) / len(values) for name, values in self._read.items()}
+        self._read = {}
         return means
+
+    def _global_ids(self, row: int) -> tuple[str, ...]:
+        if self._setup.world_size == 1:
+            return self._ids[row]
+        gathered: list[tuple[str, ...]] = [()] * self._setup.world_size
+        dist.all_gather_object(gathered, self._ids[row])
+        return tuple(name for part in gathered for name in part)
 
 
 def _due(count: int, every: int | None) -> bool:

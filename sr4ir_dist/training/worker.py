@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray.train
 import torch
 import torch.distributed as dist
 
@@ -144,7 +145,8 @@ def _quieten() -> None:
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and "ray/train/v2" in name:
             logger.setLevel(logging.WARNING)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    for name in ("DeepSpeed", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _newest_sound(run_uri: str, say: Callable[[str], None]) -> checkpoint.Checkpoint | None:
@@ -178,22 +180,22 @@ def _shared(read: Callable[[], Any], rank: int) -> Any:
 
 
 def _publish(setup: Setup, plan: Plan, progress: Progress) -> None:
-    import ray.train
-
     files = state.snapshot(setup, progress)
-    metrics: dict[str, Any] = {"step": progress.step, "epoch": progress.epoch}
-    if progress.history:
-        metrics |= progress.history[-1]
-    if setup.rank:
-        ray.train.report(metrics)
+    if setup.rank == 0:
+        files["run.json"] = json.dumps({"run": plan.run, "data": plan.data}).encode()
+        uri = checkpoint.publish(plan.run_uri, progress.step, files)
+        checkpoint.prune(plan.run_uri, setup.experiment.checkpoint.keep)
+    # Ray's report waits seconds for its controller, so it tells of evaluated checkpoints alone.
+    if not progress.history or progress.history[-1]["step"] != progress.step:
         return
-    files["run.json"] = json.dumps({"run": plan.run, "data": plan.data}).encode()
-    uri = checkpoint.publish(plan.run_uri, progress.step, files)
-    checkpoint.prune(plan.run_uri, setup.experiment.checkpoint.keep)
-    # Ray gets a pointer, so that there is one truth: our manifest.
+    if setup.rank:
+        ray.train.report(progress.history[-1])
+        return
+    # Ray gets a pointer, so that there is one truth: the manifest that was just published.
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pointer.json").write_text(json.dumps({"checkpoint": uri}))
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        pointer = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(progress.history[-1], checkpoint=pointer)
 
 
 def _finish(setup: Setup, plan: Plan, progress: Progress) -> dict[str, Any]:
