@@ -105,7 +105,7 @@ def _draw(rng: np.random.Generator, label: int, size: int) -> tuple[NDArray[np.u
 
     # Towards the middle of the range and past it: always far enough to be seen.
     tone = backdrop + rng.uniform(0.25, 0.45, 3) * np.where(backdrop > 0.5, -1, 1)
-    swing = rng.uniform(0.2, 0.28)
+    swing = rng.uniform(0.16, 0.22)
     distances = []
     for cx, cy, radius in _places(rng, size):
         angle = rng.uniform(-0.3, 0.3)
@@ -176,9 +176,9 @@ def _distance(shape: str, u: Array, v: Array, radius: float) -> Array:
 
 
 def _texture(rng: np.random.Generator, texture: str, dx: Array, dy: Array) -> Array:
-    """Values in [-1, 1]: stripes level or upright to within twelve degrees."""
+    """Values in [-1, 1]: stripes level or upright to within six degrees."""
     period = rng.uniform(2.5, 3.1)
-    along, across = _turn(dx, dy, rng.uniform(-0.2, 0.2))
+    along, across = _turn(dx, dy, rng.uniform(-0.1, 0.1))
     place = across if texture == "level" else along
     return np.sin(np.float32(2 * np.pi / period) * place + np.float32(rng.uniform(0, 2 * np.pi)))
 

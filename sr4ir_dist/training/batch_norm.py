@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -43,20 +43,20 @@ class _SyncNorm(torch.autograd.Function):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # float64 sums keep E[x^2] - E[x]^2 exact enough for float32 activations.
-        wide = x.double()
-        count = torch.tensor([x.numel() // x.shape[1]], dtype=torch.float64, device=x.device)
-        sums = torch.cat([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), count])
+        channels, count = x.shape[1], x.numel() // x.shape[1]
+        sums = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
+        if count:
+            mean, variance = (v.double() for v in torch.batch_norm_update_stats(x, None, None, 0.0))
+            sums = torch.cat([mean, variance + mean.square(), mean.new_ones(1)]) * count
         dist.all_reduce(sums)
-        channels, total = x.shape[1], sums[-1].clone()
+        total = sums[-1].clone()
+        # In float64, E[x^2] - E[x]^2 is exact enough for float32 activations.
         mean = sums[:channels] / total
         variance = (sums[channels:-1] / total - mean.square()).clamp_(min=0)
         ctx.save_for_backward(x, weight, mean, variance, total)
         ctx.eps = eps
         kind = weight.dtype
-        output = functional.batch_norm(
-            x, mean.to(kind), variance.to(kind), weight, bias, False, 0.0, eps
-        )
+        output = F.batch_norm(x, mean.to(kind), variance.to(kind), weight, bias, eps=eps)
         ctx.mark_non_differentiable(mean, variance, total)
         return output, mean, variance, total
 
@@ -66,15 +66,18 @@ class _SyncNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, variance, total = ctx.saved_tensors
         kind = weight.dtype
-        inverse = torch.rsqrt(variance + ctx.eps).to(kind)[:, None, None]
-        normalised = (x.to(kind) - mean.to(kind)[:, None, None]) * inverse
+        inverse = torch.rsqrt(variance + ctx.eps).to(kind)
+        centred = x.to(kind) - mean.to(kind)[:, None, None]
         grad = grad_output.to(kind)
         grad_bias = grad.sum((0, 2, 3))
-        grad_weight = (grad * normalised).sum((0, 2, 3))
+        grad_weight = (grad * centred).sum((0, 2, 3)) * inverse
         sums = torch.cat([grad_bias, grad_weight])
         dist.all_reduce(sums)
-        mean_grad, mean_product = (sums / total.to(kind))[:, None, None].chunk(2)
-        grad_x = (grad - mean_grad - normalised * mean_product) * inverse * weight[:, None, None]
+        mean_grad, mean_product = (sums / total.to(kind)).chunk(2)
+        # weight * inverse * (grad - mean_grad - normalised * mean_product), by channel constants.
+        scale = weight * inverse
+        grad_x = centred.mul_((-scale * inverse * mean_product)[:, None, None])
+        grad_x.sub_((scale * mean_grad)[:, None, None]).addcmul_(grad, scale[:, None, None])
         return grad_x.to(x.dtype), grad_weight, grad_bias, None
 
 

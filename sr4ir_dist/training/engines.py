@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import shutil
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -125,6 +129,10 @@ class DeepSpeedEngine:
             precision: `fp32`, or `bf16` for autocast with float32 weights.
             micro_batch: images of a rank's step; only DeepSpeed's own reports read it.
         """
+        # DeepSpeed's CPU operator is built by ninja, which torch looks for on PATH; it lies beside
+        # the interpreter, also where no environment was activated.
+        if shutil.which("ninja") is None:
+            os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         # Importing DeepSpeed sets up its accelerator, which programs that never train do not need.
         import deepspeed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from sr4ir_dist import storage
 from sr4ir_dist.config import ExperimentError
 from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan
 from sr4ir_dist.training.worker import EvaluationJob, Job, evaluate_worker, run_worker
+
+_RAY_FOLDER = "ray"  # what Ray keeps for itself, beside our checkpoints
 
 
 class TrainingError(RuntimeError):
@@ -83,6 +85,9 @@ def train(
         return done
     cpus, gpu = _check_resources(resources, plan.experiment.batch_size)
     job = Job(plan, cpus, log_every, cache_dir, started=uuid.uuid4().hex)
+    # Our checkpoints say where the run stands. What Ray kept of an earlier launch can only harm: it
+    # may be half-written, and another version of Ray refuses it.
+    storage.delete(storage.join(plan.run_uri, _RAY_FOLDER))
     trainer = _trainer(run_worker, job, resources, cpus, gpu, folder=plan.run_uri)
     return _fit(trainer, f"run {plan.run}")
 
@@ -131,8 +136,7 @@ def _trainer(
             resources_per_worker={"CPU": cpus, "GPU": 1} if gpu else {"CPU": cpus},
         ),
         run_config=ray.train.RunConfig(
-            # What Ray keeps for itself; checkpoints lie beside it.
-            name="ray",
+            name=_RAY_FOLDER,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(
@@ -166,16 +170,42 @@ def _check_resources(resources: Resources, batch_size: int) -> tuple[int, bool]:
             f"workers={workers} exceed batch_size={batch_size}: a worker needs at least one image "
             f"of each step; use fewer workers or --set batch_size={workers}"
         )
-    cluster = ray.cluster_resources()
-    has_cpus, has_gpus = int(cluster.get("CPU", 0)), int(cluster.get("GPU", 0))
+    return fit_workers([node["Resources"] for node in ray.nodes() if node["Alive"]], resources)
+
+
+def fit_workers(nodes: Sequence[Mapping[str, float]], resources: Resources) -> tuple[int, bool]:
+    """The CPUs of each worker, and whether it gets a GPU, so that all workers find a node.
+
+    Args:
+        nodes: `CPU` and `GPU` of each node; a worker lies on one node.
+        resources: what is asked for.
+
+    Raises:
+        ExperimentError: the nodes have not what is asked for.
+    """
+    workers = resources.workers
+    has_cpus, has_gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
     gpu = has_gpus >= workers if resources.gpu is None else resources.gpu
     if gpu and workers > has_gpus:
         raise ExperimentError(f"workers={workers} need {workers} GPUs; the cluster has {has_gpus}")
-    cpus = max(1, has_cpus // workers) if resources.cpus is None else resources.cpus
-    if cpus < 1 or workers * cpus > has_cpus:
+
+    def room(cpus: int) -> int:
+        """How many workers of so many CPUs the nodes can hold."""
+        return sum(
+            min(int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0)) if gpu else workers)
+            for node in nodes
+        )
+
+    cpus = resources.cpus
+    if cpus is None:
+        cpus = next((n for n in range(has_cpus // workers, 1, -1) if room(n) >= workers), 1)
+    if cpus < 1:
+        raise ExperimentError(f"cpus={cpus} must be at least 1")
+    if room(cpus) < workers:
         raise ExperimentError(
-            f"workers={workers} with {cpus} CPUs each need {workers * cpus} CPUs; the cluster has "
-            f"{has_cpus}"
+            f"workers={workers} with {cpus} CPUs{' and a GPU' if gpu else ''} each do not fit: the "
+            f"cluster has room for {room(cpus)} of them ({has_cpus} CPUs, {has_gpus} GPUs, on "
+            f"{len(nodes)} nodes)"
         )
     return cpus, gpu
 

@@ -81,6 +81,8 @@ def run_worker(config: dict[str, Job]) -> dict[str, Any]:
     except NonFiniteLossError as error:
         return {"refused": str(error)}
     except ValueError as error:
+        if _storage_failed(error):
+            raise
         # A ValueError names a setting or a file that is wrong, and will be wrong again.
         note = {"started": job.started, "why": f"{type(error).__name__}: {error}"}
         storage.write_json(storage.join(job.plan.run_uri, REFUSED), note)
@@ -168,6 +170,15 @@ def _earlier_refusal(job: Job) -> str | None:
         return None
     note = storage.read_json(uri)
     return note["why"] if note["started"] == job.started else None
+
+
+def _storage_failed(error: BaseException | None) -> bool:
+    """Whether an error comes from storage that did not answer, and may answer a retry."""
+    while error is not None:
+        if isinstance(error, storage.StorageError):
+            return not isinstance(error, storage.MissingError)
+        error = error.__cause__
+    return False
 
 
 def _shared(read: Callable[[], Any], rank: int) -> Any:
