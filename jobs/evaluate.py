@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from sr4ir_dist.cli import console, user_errors, write_result
+from sr4ir_dist.cli import (
+    Address,
+    Cpus,
+    Gpu,
+    JsonFile,
+    Settings,
+    console,
+    user_errors,
+    write_result,
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -24,23 +33,12 @@ def main(
     storage_uri: Annotated[
         str, typer.Option("--storage", help="Where Ray may keep files meanwhile: a path or URI.")
     ] = "runs",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a setting; may be repeated."),
-    ] = None,
+    settings: Settings = None,
     workers: Annotated[int, typer.Option(help="Ranks that share the images.")] = 1,
-    cpus: Annotated[
-        int | None, typer.Option(help="CPUs of each worker; by default the cluster's, divided.")
-    ] = None,
-    gpu: Annotated[
-        bool | None, typer.Option("--gpu/--cpu", help="One GPU a worker; by default if there are.")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join; by default the environment's, or none.")
-    ] = None,
-    json_file: Annotated[
-        str | None, typer.Option("--json", help="Also write the figures as JSON, to a path or URI.")
-    ] = None,
+    cpus: Cpus = None,
+    gpu: Gpu = None,
+    address: Address = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Judge a checkpoint on a dataset: the task's figure, PSNR and SSIM, every image once.
 

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sr4ir_dist import storage
-from sr4ir_dist.cli import console, notices, user_errors, write_result
+from sr4ir_dist.cli import JsonFile, console, notices, user_errors, write_result
 from sr4ir_dist.data.convert import CONVERTERS
 from sr4ir_dist.data.convert.write import ConvertedSplit, convert, refuse_existing
 
@@ -51,9 +51,6 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Images read and checked at once.", show_default="number of CPUs"),
 ]
-Json = Annotated[
-    str | None, typer.Option("--json", help="Also write the summary as JSON to this path or URI.")
-]
 Count = Annotated[int, typer.Option(min=1)]
 
 
@@ -65,7 +62,7 @@ def cub200(
     on_bad_row: Bad = OnBadRow.fail,
     overwrite: Overwrite = False,
     threads: Threads = None,
-    json: Json = None,
+    json: JsonFile = None,
 ) -> None:
     _run("cub200", {"root": root}, out, name, on_bad_row, overwrite, threads, json)
 
@@ -78,7 +75,7 @@ def image_folder(
     on_bad_row: Bad = OnBadRow.fail,
     overwrite: Overwrite = False,
     threads: Threads = None,
-    json: Json = None,
+    json: JsonFile = None,
 ) -> None:
     _run("image-folder", {"root": root}, out, name, on_bad_row, overwrite, threads, json)
 
@@ -99,7 +96,7 @@ def sr_folder(
     on_bad_row: Bad = OnBadRow.fail,
     overwrite: Overwrite = False,
     threads: Threads = None,
-    json: Json = None,
+    json: JsonFile = None,
 ) -> None:
     options = {"root": root, "val_count": val_count}
     _run("sr-folder", options, out, name, on_bad_row, overwrite, threads, json)
@@ -114,7 +111,7 @@ def drawn(
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other images.")] = 0,
     name: Name = None,
     overwrite: Overwrite = False,
-    json: Json = None,
+    json: JsonFile = None,
 ) -> None:
     options = {"train_count": train_count, "val_count": val_count, "size": size, "seed": seed}
     _run("drawn", options, out, name, OnBadRow.fail, overwrite, None, json)

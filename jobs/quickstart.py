@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from sr4ir_dist.cli import console, user_errors, write_result
+from sr4ir_dist.cli import JsonFile, console, user_errors, write_result
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -18,9 +18,7 @@ def main(
         str, typer.Option(help="Where dataset and runs go, a path or URI.")
     ] = "runs/quickstart",
     workers: Annotated[int, typer.Option(help="Ranks of each run.")] = 2,
-    json_file: Annotated[
-        str | None, typer.Option("--json", help="Also write the results as JSON, to a path or URI.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Draw a dataset, pre-train an SR network, train L->T and SR4IR, and print both in a table.
 

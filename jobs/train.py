@@ -9,7 +9,16 @@ import typer
 from rich.table import Table
 
 from sr4ir_dist import experiments, recipes
-from sr4ir_dist.cli import console, user_errors, write_result
+from sr4ir_dist.cli import (
+    Address,
+    Cpus,
+    Gpu,
+    JsonFile,
+    Settings,
+    console,
+    user_errors,
+    write_result,
+)
 from sr4ir_dist.config import Experiment, from_json, override
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -27,32 +36,21 @@ def main(
     storage_uri: Annotated[
         str, typer.Option("--storage", help="Where runs are kept: a path or `s3://` URI.")
     ] = "runs",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a setting; may be repeated."),
-    ] = None,
+    settings: Settings = None,
     experiment_file: Annotated[
         Path | None,
         typer.Option("--experiment", help="Take the experiment from a JSON file, not by name."),
     ] = None,
     workers: Annotated[int, typer.Option(help="Ranks that train together.")] = 1,
-    cpus: Annotated[
-        int | None, typer.Option(help="CPUs of each worker; by default the cluster's, divided.")
-    ] = None,
-    gpu: Annotated[
-        bool | None, typer.Option("--gpu/--cpu", help="One GPU a worker; by default if there are.")
-    ] = None,
+    cpus: Cpus = None,
+    gpu: Gpu = None,
     max_failures: Annotated[int, typer.Option(help="Restarts after a worker died.")] = 3,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join; by default the environment's, or none.")
-    ] = None,
+    address: Address = None,
     cache_dir: Annotated[
         str | None, typer.Option(help="Node-local folder for shards from a bucket.")
     ] = None,
     log_every: Annotated[int, typer.Option(min=1, help="Steps between lines of progress.")] = 10,
-    json_file: Annotated[
-        str | None, typer.Option("--json", help="Also write the result as JSON, to a path or URI.")
-    ] = None,
+    json_file: JsonFile = None,
     list_names: Annotated[
         bool, typer.Option("--list", help="List the experiments and end.")
     ] = False,
@@ -63,9 +61,9 @@ def main(
     The same command again continues an interrupted run, or says that it is finished. Changed
     settings or data make another run. Without a cluster, Ray starts on this machine:
 
-        python jobs/prepare_data.py drawn --out data/drawn
+        python jobs/prepare_data.py drawn --out datasets/drawn
 
-        python jobs/train.py drawn_cls/edsr-x4/sr4ir --data data/drawn --set epochs=2 --workers 2
+        python jobs/train.py drawn_cls/edsr-x4/sr4ir --data datasets/drawn --set epochs=2 --workers 2
     """
     if list_names:
         _list()

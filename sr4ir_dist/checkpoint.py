@@ -77,6 +77,8 @@ class Checkpoint:
 def publish(run_uri: str, step: int, files: Mapping[str, bytes]) -> str:
     """Write a run's checkpoint after a step; it becomes visible whole or not at all.
 
+    Checkpoints of later steps, which a run that fell back behind them could not use, are deleted.
+
     Returns:
         The checkpoint's URI.
     """
@@ -90,6 +92,10 @@ def publish(run_uri: str, step: int, files: Mapping[str, bytes]) -> str:
         storage.write_bytes(storage.join(uri, name), data)
         entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     storage.write_json(manifest, {"format_version": FORMAT_VERSION, "files": entries})
+    for later in newest_first(run_uri):
+        # Names sort as steps do. What a run left when it fell back must not pass for its newest.
+        if later > uri:
+            _delete(later)
     return uri
 
 
@@ -148,5 +154,9 @@ def resolve(uri: str) -> str:
 def prune(run_uri: str, keep: int) -> None:
     """Delete all but the newest checkpoints of a run; each disappears whole."""
     for uri in newest_first(run_uri)[keep:]:
-        storage.delete(storage.join(uri, _MANIFEST))
-        storage.delete(uri)
+        _delete(uri)
+
+
+def _delete(uri: str) -> None:
+    storage.delete(storage.join(uri, _MANIFEST))
+    storage.delete(uri)

@@ -1,10 +1,10 @@
-"""What the jobs share on the command line: errors without tracebacks, and results as JSON."""
+"""What the jobs share on the command line: options, errors without tracebacks, results as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +13,23 @@ from sr4ir_dist import storage
 
 console = Console()
 notices = Console(stderr=True)
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a setting; may be repeated."),
+]
+Cpus = Annotated[
+    int | None, typer.Option(help="CPUs of each worker; by default the cluster's, divided.")
+]
+Gpu = Annotated[
+    bool | None, typer.Option("--gpu/--cpu", help="One GPU a worker; by default if there are.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to join; by default the environment's, or none.")
+]
+JsonFile = Annotated[
+    str | None, typer.Option("--json", help="Also write the result as JSON, to a path or URI.")
+]
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def prerequisite(experiment: Experiment, recipe: str) -> Experiment:
         tree["optimizers"]["sr"] = defaults["optimizers"]["sr"]
         tree["zero"]["sr"] = defaults["zero"]["sr"]
     if "task" not in roles:
-        tree |= {"task": None, "warmup_epochs": defaults["warmup_epochs"]}
+        tree["task"] = None
         tree["optimizers"]["task"] = defaults["optimizers"]["task"]
         tree["zero"]["task"] = defaults["zero"]["task"]
     return Experiment.model_validate(tree)

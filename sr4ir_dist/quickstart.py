@@ -15,7 +15,7 @@ from sr4ir_dist.data.shards import has_split
 from sr4ir_dist.training import launch
 from sr4ir_dist.training.plan import make_plan
 
-PRETRAINING = ("epochs=10", "warmup_epochs=0", "optimizers.sr.lr=1e-3")
+PRETRAINING = ("epochs=10", "batch_size=16", "warmup_epochs=0", "optimizers.sr.lr=1e-3")
 TRAINING = ("epochs=4", "warmup_epochs=1", "evaluation.every_epochs=4")
 
 

@@ -230,7 +230,9 @@ def _set_lr(optimizer: Any, lr: float) -> None:
 
 
 def _state_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    return _ADAMW_STATE if isinstance(optimizer, torch.optim.AdamW) else _SGD_STATE
+    if isinstance(optimizer, torch.optim.AdamW):
+        return _ADAMW_STATE
+    return _SGD_STATE if optimizer.defaults["momentum"] else ()
 
 
 def _collect_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -95,8 +95,10 @@ def train(
             progress = replace(progress, history=(*progress.history, figures))
             hooks.evaluated(progress)
         progress = replace(progress, epoch=epoch + 1, step_in_epoch=0)
+        due = _due(epoch, experiment.checkpoint.every_epochs)
+        due |= _due(progress.step, experiment.checkpoint.every_steps)
         # A figure without the networks that reached it could not be checked.
-        if judged or _due(epoch, experiment.checkpoint.every_epochs):
+        if judged or due:
             hooks.publish(progress)
     return progress
 

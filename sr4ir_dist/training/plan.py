@@ -77,6 +77,11 @@ def make_plan(experiment: Experiment, *, data: str, storage_uri: str) -> Plan:
     """
     data, storage_uri = storage.absolute(data), storage.absolute(storage_uri)
     recipe = recipes.get(experiment.recipe)
+    for role in recipe.init_from:
+        if getattr(experiment, role) is None:
+            raise ExperimentError(
+                f"experiment {experiment.name} needs a {role} network, but {role} is null"
+            )
     manifests = [load_manifest(data, split) for split in ("train", "val")]
     experiment = _with_classes(experiment, manifests, data)
     storage.check_writable(storage_uri)
