@@ -72,11 +72,8 @@ $(INSTALLED): pyproject.toml
 	$(PY) -m pip install --disable-pip-version-check --quiet --editable '.[test]'
 	@touch $@
 
-# Otherwise the first training step builds it, and every worker waits for that. PyTorch looks for
-# ninja on PATH.
 $(OPERATOR): $(INSTALLED)
 	@echo "Building DeepSpeed's CPU operator, once: about a minute."
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DS_ACCELERATOR=cpu $(PY) -c \
-	  'from deepspeed.comm.torch import build_shm_op; build_shm_op()' >$(VENV)/operator.log 2>&1 \
-	  || { cat $(VENV)/operator.log >&2; exit 1; }
+	@$(PY) -c 'from sr4ir_dist.training.engines import build_cpu_operator; build_cpu_operator()' \
+	  >$(VENV)/operator.log 2>&1 || { cat $(VENV)/operator.log >&2; exit 1; }
 	@touch $@

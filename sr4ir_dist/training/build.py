@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -119,5 +118,4 @@ def _build(experiment: Experiment, role: Role) -> nn.Module:
 def _device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return torch.device("cpu")

@@ -129,13 +129,7 @@ class DeepSpeedEngine:
             precision: `fp32`, or `bf16` for autocast with float32 weights.
             micro_batch: images of a rank's step; only DeepSpeed's own reports read it.
         """
-        # DeepSpeed's CPU operator is built by ninja, which torch looks for on PATH; it lies beside
-        # the interpreter, also where no environment was activated.
-        if shutil.which("ninja") is None:
-            os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        # Importing DeepSpeed sets up its accelerator, which programs that never train do not need.
-        import deepspeed
-
+        deepspeed = _deepspeed()
         self.trainable = tuple(p for p in module.parameters() if p.requires_grad)
         self._stage = stage
         self._optimizer = optimizer
@@ -222,6 +216,35 @@ class DeepSpeedEngine:
 
     def _base(self) -> torch.optim.Optimizer:
         return self._zero.optimizer
+
+
+def build_cpu_operator() -> None:
+    """Build DeepSpeed's CPU operator where there is no GPU, about a minute the first time.
+
+    Otherwise the first step does it, and every worker waits for that.
+    """
+    _deepspeed()
+    if not torch.cuda.is_available():
+        from deepspeed.comm.torch import build_shm_op
+
+        build_shm_op()
+
+
+def _deepspeed() -> Any:
+    # Importing DeepSpeed picks an accelerator, which programs that never train do not need.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # ninja builds the operator; it lies beside the interpreter, also in an environment that was
+    # not activated, but torch looks for it on PATH.
+    if shutil.which("ninja") is None:
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # Two environments that share torch's default folder would build it anew in turn.
+    if os.access(sys.prefix, os.W_OK):
+        folder = Path(sys.prefix) / "torch_extensions"
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder))
+    import deepspeed
+
+    return deepspeed
 
 
 def _set_lr(optimizer: Any, lr: float) -> None:
