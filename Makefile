@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+QUICKSTART_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -16,10 +17,10 @@ SHELL := /bin/sh
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo "  Variables: PYTHON=python3.12 (interpreter for .venv), PYTEST_ARGS='-k order' (for make test)"
+	@echo "  Variables: PYTHON=python3.12 (interpreter for .venv), PYTEST_ARGS='-k order', QUICKSTART_ARGS=--help"
 
 quickstart: $(INSTALLED) $(OPERATOR)  ## set up, train SR4IR on a small drawn dataset, show the result
-	$(PY) jobs/quickstart.py
+	$(PY) jobs/quickstart.py $(QUICKSTART_ARGS)
 
 test: $(INSTALLED) $(OPERATOR)  ## set up, run the tests
 	$(PY) -m pytest $(PYTEST_ARGS)

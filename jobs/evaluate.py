@@ -9,6 +9,7 @@ from rich.table import Table
 
 from sr4ir_dist.cli import (
     Address,
+    CacheDir,
     Cpus,
     Gpu,
     JsonFile,
@@ -31,13 +32,15 @@ def main(
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "val",
     storage_uri: Annotated[
-        str, typer.Option("--storage", help="Where Ray may keep files meanwhile: a path or URI.")
-    ] = "runs",
+        str | None,
+        typer.Option("--storage", help="Where Ray may keep files meanwhile; by default the run."),
+    ] = None,
     settings: Settings = None,
     workers: Annotated[int, typer.Option(help="Ranks that share the images.")] = 1,
     cpus: Cpus = None,
     gpu: Gpu = None,
     address: Address = None,
+    cache_dir: CacheDir = None,
     json_file: JsonFile = None,
 ) -> None:
     """Judge a checkpoint on a dataset: the task's figure, PSNR and SSIM, every image once.
@@ -51,7 +54,7 @@ def main(
         request = make_request(checkpoint, data=data, split=split, settings=settings or [])
         launch.connect(address)
         resources = launch.Resources(workers, cpus, gpu)
-        figures = launch.evaluate(request, resources, storage_uri=storage_uri)
+        figures = launch.evaluate(request, resources, storage_uri=storage_uri, cache_dir=cache_dir)
         table = Table("", "", show_header=False, title=request.experiment.name)
         for name, value in figures.items():
             table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from sr4ir_dist import experiments, recipes
+from sr4ir_dist import experiments, recipes, storage
 from sr4ir_dist.cli import (
     Address,
+    CacheDir,
     Cpus,
     Gpu,
     JsonFile,
     Settings,
     console,
+    refuse_job_folder,
     user_errors,
     write_result,
 )
@@ -38,17 +39,15 @@ def main(
     ] = "runs",
     settings: Settings = None,
     experiment_file: Annotated[
-        Path | None,
-        typer.Option("--experiment", help="Take the experiment from a JSON file, not by name."),
+        str | None,
+        typer.Option("--experiment", help="Take it from a JSON file (path or URI), not by name."),
     ] = None,
     workers: Annotated[int, typer.Option(help="Ranks that train together.")] = 1,
     cpus: Cpus = None,
     gpu: Gpu = None,
     max_failures: Annotated[int, typer.Option(help="Restarts after a worker died.")] = 3,
     address: Address = None,
-    cache_dir: Annotated[
-        str | None, typer.Option(help="Node-local folder for shards from a bucket.")
-    ] = None,
+    cache_dir: CacheDir = None,
     log_every: Annotated[int, typer.Option(min=1, help="Steps between lines of progress.")] = 10,
     json_file: JsonFile = None,
     list_names: Annotated[
@@ -63,16 +62,16 @@ def main(
 
         python jobs/prepare_data.py drawn --out datasets/drawn
 
-        python jobs/train.py drawn_cls/edsr-x4/sr4ir --data datasets/drawn --set epochs=2 --workers 2
+        python jobs/train.py drawn_cls/edsr-x4/sr4ir --data datasets/drawn --workers 2
     """
     if list_names:
         _list()
         return
     with user_errors():
         experiment = _experiment(name, experiment_file, settings or [])
-    if show:
-        _show(experiment)
-        return
+        if show:
+            _show(experiment)
+            return
     if data is None:
         raise typer.BadParameter("--data is missing: make a dataset with jobs/prepare_data.py")
 
@@ -81,6 +80,7 @@ def main(
     from sr4ir_dist.training.plan import make_plan
 
     with user_errors(launch.TrainingError):
+        refuse_job_folder(storage_uri)
         plan = make_plan(experiment, data=data, storage_uri=storage_uri)
         result = launch.finished_result(plan)
         if result is None:
@@ -94,11 +94,11 @@ def main(
         write_result(json_file, result)
 
 
-def _experiment(name: str | None, file: Path | None, settings: list[str]) -> Experiment:
+def _experiment(name: str | None, file: str | None, settings: list[str]) -> Experiment:
     if (name is None) == (file is None):
         raise typer.BadParameter("give an experiment's name (see --list) or --experiment FILE")
     if file is not None:
-        return override(from_json(file.read_bytes()), settings)
+        return override(from_json(storage.read_bytes(file)), settings)
     assert name is not None
     return override(experiments.make(name), settings)
 
@@ -115,6 +115,7 @@ def _list() -> None:
 
 def _show(experiment: Experiment) -> None:
     recipe = recipes.get(experiment.recipe)
+    experiment = experiments.relevant(experiment)
     console.print_json(experiment.model_dump_json())
     console.print(f"{recipe.title}: {recipe.about}", highlight=False)
     for number, phase in enumerate(recipe.phases, 1):

@@ -52,8 +52,9 @@ class Checkpoint:
             raise CheckpointError(f"checkpoint {self.uri} has no {name}; it has {list(self.files)}")
         try:
             data = storage.read_bytes(storage.join(self.uri, name))
-        except storage.StorageError as error:
-            raise CheckpointError(f"checkpoint {self.uri} has lost {name}: {error}") from error
+        except storage.MissingError as error:
+            # Storage that did not answer is another matter: it says nothing of the checkpoint.
+            raise CheckpointError(f"checkpoint {self.uri} has lost {name}") from error
         size, digest = self.files[name]
         if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
             raise CheckpointError(
@@ -105,11 +106,16 @@ def load(uri: str) -> Checkpoint:
     Raises:
         CheckpointError: there is none at the URI, its manifest is malformed, or its format version
             is not this package's.
+        StorageError: the storage does not answer.
     """
     try:
-        value = storage.read_json(storage.join(uri, _MANIFEST))
-    except storage.StorageError as error:
-        raise CheckpointError(f"no checkpoint at {uri}: {error}") from error
+        value = json.loads(storage.read_bytes(storage.join(uri, _MANIFEST)))
+    except storage.MissingError as error:
+        raise CheckpointError(f"no checkpoint at {uri}") from error
+    except ValueError as error:
+        if isinstance(error, storage.StorageError):
+            raise
+        raise CheckpointError(f"checkpoint {uri} has a malformed manifest: {error}") from error
     version = value.get("format_version") if isinstance(value, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(

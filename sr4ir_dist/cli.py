@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +29,7 @@ Gpu = Annotated[
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster to join; by default the environment's, or none.")
 ]
+CacheDir = Annotated[str | None, typer.Option(help="Node-local folder for shards from a bucket.")]
 JsonFile = Annotated[
     str | None, typer.Option("--json", help="Also write the result as JSON, to a path or URI.")
 ]
@@ -49,6 +52,20 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     except KeyboardInterrupt:
         notices.print("interrupted: the same command again continues or starts anew")
         raise typer.Exit(130) from None
+
+
+def refuse_job_folder(uri: str) -> None:
+    """Refuse to keep runs where a submitted job runs: Ray deletes that folder after the job.
+
+    Raises:
+        ValueError: this is a submitted job, and the place is a relative path.
+    """
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted and "://" not in uri and not Path(uri).is_absolute():
+        raise ValueError(
+            f"--storage {uri}: a submitted job runs in a folder that Ray deletes; give an absolute "
+            "path that all nodes share, or a URI"
+        )
 
 
 def write_result(uri: str | None, value: Any) -> None:

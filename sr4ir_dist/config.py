@@ -24,15 +24,17 @@ Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 SSIM_WINDOW = 11
 """Side of SSIM's window in pixels."""
 
+_NAMED = ("name", "recipe", "scale")
+
 
 class ExperimentError(ValueError):
     """A setting that cannot be used; the message names the field, the value and what is allowed."""
 
 
 class Settings(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
+    """A frozen group of settings that refuses unknown keys and values of another type."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
 
 class DataSettings(Settings):
@@ -56,9 +58,12 @@ class DegradationSettings(Settings):
 class SRNetwork(Settings):
     """The SR network and where its weights start."""
 
-    network: Literal["edsr"] = "edsr"
+    network: Literal["edsr", "bilinear", "bicubic"] = "edsr"
+    """`edsr`, or an interpolation, which has no weights and cannot be trained."""
     blocks: Positive = 16
+    """Residual blocks of EDSR."""
     features: Positive = 64
+    """Channels of EDSR."""
     weights: str | None = None
     """Where a pretrained start comes from: a weight file, a checkpoint or a run (path or URI)."""
     partial: bool = False
@@ -237,7 +242,20 @@ def from_json(text: str | bytes) -> Experiment:
         value = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ExperimentError(f"the experiment is not valid JSON: {error}") from error
-    return _validated(value)
+    return from_tree(value)
+
+
+def from_tree(tree: Any) -> Experiment:
+    """Make an experiment of nested dicts of JSON values.
+
+    Raises:
+        ExperimentError: a field is unknown, missing, of the wrong type or out of range.
+    """
+    try:
+        # As JSON, whose lists may be tuples and whose integers may be floats in strict mode too.
+        return Experiment.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise ExperimentError(_explain(error)) from error
 
 
 def override(experiment: Experiment, assignments: Iterable[str]) -> Experiment:
@@ -256,14 +274,18 @@ def override(experiment: Experiment, assignments: Iterable[str]) -> Experiment:
         path = path.strip()
         if not separator:
             raise ExperimentError(f"--set {assignment!r} must have the form key.path=value")
-        if path not in known or path == "name":
+        if path in _NAMED:
+            raise ExperimentError(
+                f"--set {assignment}: {path} is part of the experiment's name; name another one"
+            )
+        if path not in known:
             raise ExperimentError(_unknown(path, known))
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
         _assign(tree, path, value)
-    return _validated(tree)
+    return from_tree(tree)
 
 
 def field_paths() -> dict[str, Any]:
@@ -295,24 +317,20 @@ def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
                 f"--set {path}={value}: this experiment has no {group} network, so {group} is null"
             )
         node = node[parent]
+        if not isinstance(node, dict):
+            group = ".".join(parents[: depth + 1])
+            raise ExperimentError(f"--set {path}={value}: {group} was set to {node!r} before")
     node[last] = value
 
 
 def _unknown(path: str, known: Mapping[str, Any]) -> str:
-    settable = [name for name in known if name != "name"]
+    settable = [name for name in known if name not in _NAMED]
     last = path.rpartition(".")[2]
     nearest = difflib.get_close_matches(path, settable, n=1, cutoff=0.5) or [
         name for name in settable if name.rpartition(".")[2] == last
     ]
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown key {path!r}{hint} (--show lists every key)"
-
-
-def _validated(tree: Any) -> Experiment:
-    try:
-        return Experiment.model_validate(tree)
-    except ValidationError as error:
-        raise ExperimentError(_explain(error)) from error
 
 
 def _explain(error: ValidationError) -> str:

@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from sr4ir_dist import recipes
-from sr4ir_dist.config import Experiment, ExperimentError
+from sr4ir_dist.config import Experiment, ExperimentError, from_tree
 
 _CLASSIFICATION: dict[str, Any] = {}  # the Experiment's defaults are the paper's classification
 _DRAWN: dict[str, Any] = {
@@ -82,42 +82,76 @@ def make(name: str) -> Experiment:
     tree["sr"] = DATA[data][1].get("sr", {}) if "sr" in roles else None
     if "task" not in roles:
         tree["task"] = None
+    if not _has_warmup(recipes.RECIPES[recipe]):
+        tree["warmup_epochs"] = 0
     if data == "folder_sr":
         # The convention of SR benchmarks: luma, with as many border pixels cut as the scale.
         tree["evaluation"] = tree["evaluation"] | {"channel": "y", "border": scale}
         tree["data"] = tree["data"] | {"crop": _SR_PATCH * scale, "resize": _SR_PATCH * scale}
-    return Experiment.model_validate(tree)
+    return from_tree(tree)
+
+
+def relevant(experiment: Experiment) -> Experiment:
+    """The experiment with every setting that its recipe does not read at its default.
+
+    Two experiments that train the same are then equal, and name the same run.
+
+    Raises:
+        ExperimentError: the name is unknown, or says another recipe or scale than the settings.
+    """
+    plain = make(experiment.name)
+    if experiment.recipe != plain.recipe or experiment.scale != plain.scale:
+        raise ExperimentError(
+            f"name={experiment.name!r} does not fit recipe={experiment.recipe!r} and "
+            f"scale={experiment.scale}"
+        )
+    recipe = recipes.get(experiment.recipe)
+    terms = [term for phase in recipe.phases for term in phase.terms]
+    views = {recipe.judged_on} | {term.view for term in terms}
+    tree, defaults = experiment.model_dump(mode="json"), plain.model_dump(mode="json")
+    for role in ("sr", "task"):
+        if role not in recipe.init_from:
+            tree[role] = None
+        elif tree[role] is None:
+            raise ExperimentError(
+                f"recipe {experiment.recipe} needs a {role} network, but {role} is null"
+            )
+        if role not in recipe.updates:
+            tree["optimizers"][role] = defaults["optimizers"][role]
+            tree["zero"][role] = defaults["zero"][role]
+    for loss in set(tree["losses"]) - {term.loss for term in terms}:
+        tree["losses"][loss] = defaults["losses"][loss]
+    if views == {"hr"}:
+        tree["degradation"] = defaults["degradation"]
+    if "cqmix" not in views:
+        tree["cqmix"] = defaults["cqmix"]
+    if not _has_warmup(recipe):
+        tree["warmup_epochs"] = 0
+    return from_tree(tree)
 
 
 def prerequisite(experiment: Experiment, recipe: str) -> Experiment:
     """The experiment of another recipe that this one starts from, at the same settings.
-
-    Settings that the other recipe does not use go back to their defaults, so that two experiments
-    that share a prerequisite name the very same run.
 
     Args:
         experiment: the one that starts from the other.
         recipe: the other's recipe, a value of `Recipe.init_from`.
     """
     data, *middle, _ = experiment.name.split("/")
-    roles = recipes.get(recipe).init_from
-    if "sr" not in roles:
-        middle = [] if recipes.get(recipe).judged_on == "hr" else [f"x{experiment.scale}"]
+    target = recipes.get(recipe)
+    if "sr" not in target.init_from:
+        middle = [] if target.judged_on == "hr" else [f"x{experiment.scale}"]
     plain = make("/".join([data, *middle, recipe]))
     tree = experiment.model_dump(mode="json")
-    defaults = plain.model_dump(mode="json")
-    tree |= {key: defaults[key] for key in ("name", "recipe", "cqmix", "losses")}
-    for role in roles:
+    tree |= {"name": plain.name, "recipe": recipe, "scale": plain.scale}
+    for role in target.init_from:
         tree[role]["start"] = None
-    if "sr" not in roles:
-        tree |= {key: defaults[key] for key in ("sr", "scale", "degradation")}
-        tree["optimizers"]["sr"] = defaults["optimizers"]["sr"]
-        tree["zero"]["sr"] = defaults["zero"]["sr"]
-    if "task" not in roles:
-        tree["task"] = None
-        tree["optimizers"]["task"] = defaults["optimizers"]["task"]
-        tree["zero"]["task"] = defaults["zero"]["task"]
-    return Experiment.model_validate(tree)
+    return relevant(from_tree(tree))
+
+
+def _has_warmup(recipe: recipes.Recipe) -> bool:
+    waits = any(term.after_warmup for phase in recipe.phases for term in phase.terms)
+    return waits or recipe.restart
 
 
 def _recipes_of(data: str) -> list[str]:

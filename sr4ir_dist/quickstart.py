@@ -15,7 +15,7 @@ from sr4ir_dist.data.shards import has_split
 from sr4ir_dist.training import launch
 from sr4ir_dist.training.plan import make_plan
 
-PRETRAINING = ("epochs=10", "batch_size=16", "warmup_epochs=0", "optimizers.sr.lr=1e-3")
+PRETRAINING = ("epochs=6", "batch_size=16", "warmup_epochs=0", "optimizers.sr.lr=1e-3")
 TRAINING = ("epochs=4", "warmup_epochs=1", "evaluation.every_epochs=4")
 
 
@@ -54,7 +54,7 @@ def run(folder: str, *, workers: int, say: Callable[[str], None]) -> Result:
         say(f"drawing a dataset into {data}")
         converter = CONVERTERS["drawn"]
         source = converter.open(train_count=1024, val_count=512, size=64, seed=0)
-        convert(converter, source, data)
+        convert(converter, source, data, overwrite=True)
     launch.connect()
 
     def train(name: str, settings: tuple[str, ...]) -> dict[str, Any]:

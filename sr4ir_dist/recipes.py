@@ -87,11 +87,6 @@ class Recipe:
         """Networks that any phase updates."""
         return tuple(role for role in self.init_from if any(role in p.updates for p in self.phases))
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether a task loss is among the terms."""
-        return any(term.loss == "task" for phase in self.phases for term in phase.terms)
-
 
 _PIXEL = Term("pixel", "sr")
 

@@ -20,12 +20,15 @@ from sr4ir_dist.training.engines import DeepSpeedEngine, Engine, PlainEngine, bu
 from sr4ir_dist.training.step import Setup
 
 
-def build_networks(experiment: Experiment) -> dict[Role, nn.Module]:
-    """The recipe's networks with the random start that the seed gives, on this worker's device.
+def build_networks(
+    experiment: Experiment, device: torch.device | None = None
+) -> dict[Role, nn.Module]:
+    """The recipe's networks with the random start that the seed gives.
 
-    Every rank builds the same; a network's start does not depend on which others are built.
+    Every rank builds the same; a network's start does not depend on which others are built. They
+    lie on the device, by default this process's.
     """
-    device = _device()
+    device = _device() if device is None else device
     modules: dict[Role, nn.Module] = {}
     for number, role in enumerate(("sr", "task")):
         if role in recipes.get(experiment.recipe).init_from:
@@ -107,9 +110,12 @@ def open_loader(setup: Setup, data: str, split: str, cache_dir: str | None = Non
 
 def _build(experiment: Experiment, role: Role) -> nn.Module:
     if role == "sr":
-        assert experiment.sr is not None
-        build = SR_NETWORKS[experiment.sr.network]
-        return build(experiment.scale, blocks=experiment.sr.blocks, features=experiment.sr.features)
+        settings = experiment.sr
+        assert settings is not None
+        build = SR_NETWORKS[settings.network]
+        if settings.network != "edsr":
+            return build(experiment.scale)
+        return build(experiment.scale, blocks=settings.blocks, features=settings.features)
     task = make_task(experiment)
     assert task is not None
     return task.build()

@@ -6,7 +6,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -43,12 +43,19 @@ class Resources:
 
 
 def connect(address: str | None = None) -> None:
-    """Join the Ray cluster at an address or that of the environment, or start one here."""
+    """Join the Ray cluster at an address or that of the environment, or start one here.
+
+    Raises:
+        TrainingError: there is no cluster at the address.
+    """
     if ray.is_initialized():
         return
     # Ray warns about a change of its own defaults that does not concern us.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(address=address, logging_level=logging.WARNING)
+    try:
+        ray.init(address=address, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        raise TrainingError(f"no Ray cluster at {address or 'RAY_ADDRESS'}: {error}") from error
 
 
 def finished_result(plan: Plan) -> dict[str, Any] | None:
@@ -83,8 +90,13 @@ def train(
     done = finished_result(plan)
     if done is not None:
         return done
-    cpus, gpu = _check_resources(resources, plan.experiment.batch_size)
-    job = Job(plan, cpus, log_every, cache_dir, started=uuid.uuid4().hex)
+    if resources.workers > plan.experiment.batch_size:
+        raise ExperimentError(
+            f"workers={resources.workers} exceed batch_size={plan.experiment.batch_size}: a worker "
+            "needs at least one image of each step; use fewer workers or a larger batch_size"
+        )
+    cpus, gpu = _check_resources(resources)
+    job = Job(plan, cpus, log_every, _local(cache_dir), started=uuid.uuid4().hex)
     # Our checkpoints say where the run stands. What Ray kept of an earlier launch can only harm: it
     # may be half-written, and another version of Ray refuses it.
     storage.delete(storage.join(plan.run_uri, _RAY_FOLDER))
@@ -93,22 +105,35 @@ def train(
 
 
 def evaluate(
-    request: EvaluationRequest, resources: Resources, *, storage_uri: str
+    request: EvaluationRequest,
+    resources: Resources,
+    *,
+    storage_uri: str | None = None,
+    cache_dir: str | None = None,
 ) -> dict[str, float]:
     """Judge a checkpoint on a dataset, each worker on its share.
 
     Args:
         request: from `make_request`.
         resources: what to ask of the connected cluster.
-        storage_uri: where Ray may keep its own files meanwhile; it leaves nothing there.
+        storage_uri: where Ray may keep its own files meanwhile, by default beside the checkpoints
+            of the run; nothing is left there.
+        cache_dir: node-local cache of shards from remote storage.
 
     Raises:
         ExperimentError: the cluster has not what the evaluation asks for.
+        StorageError: the storage cannot be written.
         TrainingError: a worker failed.
     """
-    cpus, gpu = _check_resources(resources, request.experiment.evaluation.batch_size)
-    folder = storage.join(storage.absolute(storage_uri), f"evaluation-{uuid.uuid4().hex[:8]}")
-    job = EvaluationJob(request, cpus)
+    if storage_uri is None:
+        storage_uri = request.checkpoint.rpartition("/")[0]
+    storage_uri = storage.absolute(storage_uri)
+    storage.check_writable(storage_uri)
+    cpus, gpu = _check_resources(resources)
+    folder = storage.join(storage_uri, f"evaluation-{uuid.uuid4().hex[:8]}")
+    job = EvaluationJob(request, cpus, _local(cache_dir))
+    # It is short, and what fails once in it fails again.
+    resources = replace(resources, max_failures=0)
     trainer = _trainer(evaluate_worker, job, resources, cpus, gpu, folder=folder)
     try:
         return _fit(trainer, f"evaluation of {request.checkpoint}")
@@ -161,15 +186,9 @@ def _fit(trainer: ray.train.torch.TorchTrainer, what: str) -> dict[str, Any]:
     return result
 
 
-def _check_resources(resources: Resources, batch_size: int) -> tuple[int, bool]:
-    workers = resources.workers
-    if workers < 1:
-        raise ExperimentError(f"workers={workers} must be at least 1")
-    if workers > batch_size:
-        raise ExperimentError(
-            f"workers={workers} exceed batch_size={batch_size}: a worker needs at least one image "
-            f"of each step; use fewer workers or --set batch_size={workers}"
-        )
+def _check_resources(resources: Resources) -> tuple[int, bool]:
+    if resources.workers < 1:
+        raise ExperimentError(f"workers={resources.workers} must be at least 1")
     return fit_workers([node["Resources"] for node in ray.nodes() if node["Alive"]], resources)
 
 
@@ -208,6 +227,11 @@ def fit_workers(nodes: Sequence[Mapping[str, float]], resources: Resources) -> t
             f"{len(nodes)} nodes)"
         )
     return cpus, gpu
+
+
+def _local(folder: str | None) -> str | None:
+    # Ray changes its workers' current directory.
+    return None if folder is None else str(storage.local_path(storage.absolute(folder)))
 
 
 def _worker_environment(gpu: bool) -> dict[str, str]:

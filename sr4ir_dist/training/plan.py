@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+import torch
+from torch import nn
 
 from sr4ir_dist import checkpoint, experiments, recipes, storage
 from sr4ir_dist.config import Experiment, ExperimentError, Role, override
 from sr4ir_dist.data.schema import Manifest
 from sr4ir_dist.data.shards import load_manifest
+from sr4ir_dist.networks.pretrained import WeightsError, load_weights
+from sr4ir_dist.training.build import build_networks
 from sr4ir_dist.training.state import load_experiment
 
 RESULT = "result.json"
@@ -23,11 +29,13 @@ class Start:
         uri: a weight file, or None for a random start.
         partial: load what fits.
         told: the same in words.
+        digest: SHA-256 of the file, empty for a random start.
     """
 
     uri: str | None
     partial: bool
     told: str
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Plan:
     Attributes:
         experiment: with the number of classes filled in from the data.
         data: URI of the dataset.
-        run: the run's name: its experiment's and a digest of its settings and data.
+        run: the run's name: its experiment's and a digest of its settings, data and starts.
         run_uri: where everything of the run is stored.
         starts: where each network starts.
     """
@@ -72,27 +80,32 @@ def make_plan(experiment: Experiment, *, data: str, storage_uri: str) -> Plan:
     Raises:
         ExperimentError: the data does not fit the experiment, or a network that it starts from is
             not there.
+        WeightsError: weights that it starts from do not fit its network.
         DatasetError: there is no such dataset, or it is of another format version.
         StorageError: the storage cannot be written.
     """
     data, storage_uri = storage.absolute(data), storage.absolute(storage_uri)
-    recipe = recipes.get(experiment.recipe)
-    for role in recipe.init_from:
-        if getattr(experiment, role) is None:
-            raise ExperimentError(
-                f"experiment {experiment.name} needs a {role} network, but {role} is null"
-            )
     manifests = [load_manifest(data, split) for split in ("train", "val")]
-    experiment = _with_classes(experiment, manifests, data)
+    experiment = _with_classes(experiments.relevant(experiment), manifests, data)
     storage.check_writable(storage_uri)
-    run = run_name(experiment, data_digest(manifests))
-    starts: dict[Role, Start] = {}
-    for role, origin in recipe.init_from.items():
-        if origin == recipes.PRETRAINED:
-            starts[role] = _pretrained(experiment, role)
-        else:
-            starts[role] = _from_recipe(experiment, role, origin, manifests, storage_uri)
+    run, starts = _run(experiment, manifests, storage_uri)
+    modules = build_networks(experiment, torch.device("cpu"))
+    for role, start in starts.items():
+        if start.uri is not None:
+            load_start(modules[role], start)
     return Plan(experiment, data, run, storage.join(storage_uri, run), starts)
+
+
+def load_start(module: nn.Module, start: Start) -> str:
+    """Give a network the weights that it starts from; returns in words what was loaded.
+
+    Raises:
+        WeightsError: they do not fit, or are not those that the run was planned with.
+    """
+    assert start.uri is not None
+    if _file_digest(start.uri) != start.digest:
+        raise WeightsError(f"{start.uri} is not the file that the run was planned with")
+    return load_weights(module, start.uri, partial=start.partial).summary()
 
 
 def make_request(
@@ -121,21 +134,6 @@ def make_request(
     return EvaluationRequest(uri, experiment, data, split)
 
 
-def data_digest(manifests: list[Manifest]) -> str:
-    """What identifies a run's data: the digests of the splits that it reads."""
-    return "".join(manifest.digest for manifest in manifests)
-
-
-def run_name(experiment: Experiment, data: str) -> str:
-    """A run's name; other settings or other data give another name.
-
-    Args:
-        experiment: complete, with its number of classes.
-        data: `data_digest` of the manifests.
-    """
-    return f"{experiment.name.replace('/', '-')}-{experiment.digest(data=data)}"
-
-
 def _with_classes(experiment: Experiment, manifests: list[Manifest], data: str) -> Experiment:
     recipe, task = recipes.get(experiment.recipe), experiment.task
     if task is None or "task" not in recipe.init_from:
@@ -154,13 +152,41 @@ def _with_classes(experiment: Experiment, manifests: list[Manifest], data: str) 
     return experiment.model_copy(update={"task": task.model_copy(update={"classes": count})})
 
 
+def _run(
+    experiment: Experiment, manifests: list[Manifest], storage_uri: str
+) -> tuple[str, dict[Role, Start]]:
+    """A run's name and where its networks start; other settings, data or weights, another name."""
+    recipe = recipes.get(experiment.recipe)
+    starts: dict[Role, Start] = {}
+    for role, origin in recipe.init_from.items():
+        if role == "sr" and experiment.sr is not None and experiment.sr.network != "edsr":
+            if role in recipe.updates:
+                raise ExperimentError(
+                    f"sr.network={experiment.sr.network!r} has no weights, but recipe "
+                    f"{experiment.recipe} trains the SR network; allowed: 'edsr'"
+                )
+            starts[role] = Start(None, False, f"{experiment.sr.network} interpolation")
+        elif origin == recipes.PRETRAINED:
+            starts[role] = _pretrained(experiment, role)
+        else:
+            starts[role] = _from_recipe(experiment, role, origin, manifests, storage_uri)
+    content = [manifest.digest for manifest in manifests] + [s.digest for s in starts.values()]
+    digest = experiment.digest(data=" ".join(content))
+    return f"{experiment.name.replace('/', '-')}-{digest}", starts
+
+
 def _pretrained(experiment: Experiment, role: Role) -> Start:
     settings = getattr(experiment, role)
+    if settings.start is not None:
+        raise ExperimentError(
+            f"{role}.start={settings.start}: recipe {experiment.recipe} starts its {role} network "
+            f"from pretrained weights; use {role}.weights"
+        )
     if settings.weights is None:
         return Start(None, False, f"a random start (give one by --set {role}.weights=FILE)")
-    uri = _weights_uri(storage.absolute(settings.weights), role, f"{role}.weights")
+    uri, digest = _weights(storage.absolute(settings.weights), role, f"{role}.weights")
     how = ", what fits of it" if settings.partial else ""
-    return Start(uri, settings.partial, f"{settings.weights}{how}")
+    return Start(uri, settings.partial, f"{settings.weights}{how}", digest)
 
 
 def _from_recipe(
@@ -168,10 +194,10 @@ def _from_recipe(
 ) -> Start:
     explicit = getattr(experiment, role).start
     if explicit is not None:
-        uri = _weights_uri(storage.absolute(explicit), role, f"{role}.start")
-        return Start(uri, False, explicit)
+        uri, digest = _weights(storage.absolute(explicit), role, f"{role}.start")
+        return Start(uri, False, explicit, digest)
     first = experiments.prerequisite(experiment, origin)
-    run = run_name(first, data_digest(manifests))
+    run, _ = _run(first, manifests, storage_uri)
     run_uri = storage.join(storage_uri, run)
     if not storage.exists(storage.join(run_uri, RESULT)):
         raise ExperimentError(
@@ -179,18 +205,27 @@ def _from_recipe(
             f"a finished run: train {first.name} first, with the same --set, --data and --storage "
             f"options, or name another start by --set {role}.start=URI"
         )
-    uri = storage.join(checkpoint.resolve(run_uri), f"{role}.safetensors")
-    return Start(uri, False, f"the run {run}")
+    uri, digest = _weights(run_uri, role, f"{role}.start")
+    return Start(uri, False, f"the run {run}", digest)
 
 
-def _weights_uri(uri: str, role: Role, field: str) -> str:
+def _weights(uri: str, role: Role, field: str) -> tuple[str, str]:
+    """A weight file's URI and SHA-256; of a run or checkpoint, the digest that it published."""
     if not uri.endswith(_WEIGHT_FILES):
         try:
-            uri = storage.join(checkpoint.resolve(uri), f"{role}.safetensors")
+            saved = checkpoint.load(checkpoint.resolve(uri))
         except checkpoint.CheckpointError as error:
             raise ExperimentError(
                 f"{field}={uri}: not a weight file ({', '.join(_WEIGHT_FILES)}), and {error}"
             ) from error
+        name = f"{role}.safetensors"
+        if name not in saved.files:
+            raise ExperimentError(f"{field}={uri}: {saved.uri} has no {role} network")
+        return storage.join(saved.uri, name), saved.files[name][1]
     if not storage.exists(uri):
         raise ExperimentError(f"{field}={uri}: there is no such file")
-    return uri
+    return uri, _file_digest(uri)
+
+
+def _file_digest(uri: str) -> str:
+    return hashlib.sha256(storage.read_bytes(uri)).hexdigest()

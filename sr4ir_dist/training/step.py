@@ -51,7 +51,8 @@ class Setup:
     @property
     def device(self) -> torch.device:
         """The device of the networks."""
-        return next(next(iter(self.modules.values())).parameters()).device
+        parameters = (p for module in self.modules.values() for p in module.parameters())
+        return next(parameters).device
 
     def autocast(self) -> torch.autocast:
         """The precision of every forward, of engines and of frozen networks alike."""

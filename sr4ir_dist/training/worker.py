@@ -15,12 +15,11 @@ import torch
 import torch.distributed as dist
 
 from sr4ir_dist import checkpoint, storage
-from sr4ir_dist.networks.pretrained import load_weights
 from sr4ir_dist.training import state
 from sr4ir_dist.training.build import build_networks, make_setup, open_loader
 from sr4ir_dist.training.evaluate import evaluate
 from sr4ir_dist.training.loop import Hooks, NonFiniteLossError, train
-from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan
+from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan, load_start
 from sr4ir_dist.training.state import Progress
 from sr4ir_dist.training.step import Setup
 
@@ -30,7 +29,7 @@ REFUSED = "refused.json"
 
 @dataclass(frozen=True)
 class Job:
-    """A plan and how to run it; nothing here changes a result but the number of ranks.
+    """A plan and how to run it; of all this only threads change a result, by rounding.
 
     Attributes:
         plan: the run.
@@ -54,10 +53,12 @@ class EvaluationJob:
     Attributes:
         request: what to judge.
         threads: CPU threads of a worker's networks.
+        cache_dir: node-local cache of shards from remote storage; None for the default.
     """
 
     request: EvaluationRequest
     threads: int
+    cache_dir: str | None
 
 
 def run_worker(config: dict[str, Job]) -> dict[str, Any]:
@@ -103,8 +104,9 @@ def evaluate_worker(config: dict[str, EvaluationJob]) -> dict[str, float]:
         world_size=dist.get_world_size(),
         engine="none",
     )
-    with open_loader(setup, request.data, request.split) as loader:
-        return evaluate(setup, loader)
+    say: Callable[[str], None] = print if setup.rank == 0 else lambda text: None
+    with open_loader(setup, request.data, request.split, config["job"].cache_dir) as loader:
+        return evaluate(setup, loader, say)
 
 
 def _run(job: Job, rank: int, world_size: int) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def _run(job: Job, rank: int, world_size: int) -> dict[str, Any]:
             start = plan.starts[role]
             say(f"{role} network: from {start.told}")
             if start.uri is not None:
-                say(load_weights(module, start.uri, partial=start.partial).summary())
+                say(load_start(module, start))
     else:
         state.load_networks(modules, saved)
     setup = make_setup(experiment, modules, rank=rank, world_size=world_size)
@@ -152,7 +154,8 @@ def _quieten() -> None:
 
 
 def _newest_sound(run_uri: str, say: Callable[[str], None]) -> checkpoint.Checkpoint | None:
-    for uri in checkpoint.newest_first(run_uri):
+    published = checkpoint.newest_first(run_uri)
+    for uri in published:
         try:
             saved = checkpoint.load(uri)
             for name in saved.files:
@@ -161,6 +164,11 @@ def _newest_sound(run_uri: str, say: Callable[[str], None]) -> checkpoint.Checkp
             say(f"going back to the checkpoint before: {error}")
         else:
             return saved
+    if published:
+        raise checkpoint.CheckpointError(
+            f"none of the {len(published)} checkpoints of {run_uri} can be read; delete them to "
+            "train anew"
+        )
     return None
 
 
@@ -182,7 +190,7 @@ def _storage_failed(error: BaseException | None) -> bool:
 
 
 def _shared(read: Callable[[], Any], rank: int) -> Any:
-    """Rank 0's answer, or its error, on every rank: ranks must not see different storage."""
+    """Rank 0's answer on every rank, for ranks must not see different storage."""
     box: list[Any] = [None]
     if rank == 0:
         box = [read()]
@@ -213,7 +221,7 @@ def _finish(setup: Setup, plan: Plan, progress: Progress) -> dict[str, Any]:
     result = {
         "run": plan.run,
         "run_uri": plan.run_uri,
-        "checkpoint": checkpoint.resolve(plan.run_uri),
+        "checkpoint": _shared(lambda: checkpoint.resolve(plan.run_uri), setup.rank),
         "experiment": plan.experiment.name,
         "steps": progress.step,
         "seconds": round(progress.seconds, 3),

@@ -42,7 +42,9 @@ def convert(
     progress: Callable[[str, int], None] = lambda split, done: None,
     shard_bytes: int = 96 << 20,
 ) -> dict[str, ConvertedSplit]:
-    """Write every split of a source; all of them are committed at the end or none is.
+    """Write every split of a source; all are committed one after the other at the very end.
+
+    A failure before that leaves nothing, or the dataset that is replaced as it was.
 
     Args:
         converter: the source's kind.
