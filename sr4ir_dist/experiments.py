@@ -92,9 +92,10 @@ def make(name: str) -> Experiment:
 
 
 def relevant(experiment: Experiment) -> Experiment:
-    """The experiment with every setting that its recipe does not read at its default.
+    """The experiment with every setting at its default that no recipe it needs reads.
 
-    Two experiments that train the same are then equal, and name the same run.
+    It needs its own recipe and those that it starts from. Two experiments that train the same are
+    then equal, and name the same run.
 
     Raises:
         ExperimentError: the name is unknown, or says another recipe or scale than the settings.
@@ -106,8 +107,10 @@ def relevant(experiment: Experiment) -> Experiment:
             f"scale={experiment.scale}"
         )
     recipe = recipes.get(experiment.recipe)
-    terms = [term for phase in recipe.phases for term in phase.terms]
-    views = {recipe.judged_on} | {term.view for term in terms}
+    origins = set(recipe.init_from.values()) - {recipes.PRETRAINED}
+    needed = [recipe, *(recipes.get(origin) for origin in sorted(origins))]
+    terms = [term for other in needed for phase in other.phases for term in phase.terms]
+    views = {other.judged_on for other in needed} | {term.view for term in terms}
     tree, defaults = experiment.model_dump(mode="json"), plain.model_dump(mode="json")
     for role in ("sr", "task"):
         if role not in recipe.init_from:
@@ -116,7 +119,7 @@ def relevant(experiment: Experiment) -> Experiment:
             raise ExperimentError(
                 f"recipe {experiment.recipe} needs a {role} network, but {role} is null"
             )
-        if role not in recipe.updates:
+        if not any(role in other.updates for other in needed):
             tree["optimizers"][role] = defaults["optimizers"][role]
             tree["zero"][role] = defaults["zero"][role]
     for loss in set(tree["losses"]) - {term.loss for term in terms}:

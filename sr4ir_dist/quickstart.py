@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sr4ir_dist import experiments, storage
 from sr4ir_dist.analysis.comparison import write_comparison
 from sr4ir_dist.config import override
@@ -58,7 +60,8 @@ def run(folder: str, *, workers: int, say: Callable[[str], None]) -> Result:
     launch.connect()
 
     def train(name: str, settings: tuple[str, ...]) -> dict[str, Any]:
-        plan = make_plan(override(experiments.make(name), settings), data=data, storage_uri=folder)
+        experiment = override(experiments.make(name), [*settings, f"precision={_precision()}"])
+        plan = make_plan(experiment, data=data, storage_uri=folder)
         say(f"training {name}: {plan.run_uri}")
         return launch.train(plan, launch.Resources(workers=workers), log_every=32)
 
@@ -72,3 +75,9 @@ def run(folder: str, *, workers: int, say: Callable[[str], None]) -> Result:
     picture = storage.join(runs["SR4IR"]["run_uri"], "comparison.png")
     write_comparison(runs["SR4IR"]["checkpoint"], picture, data=data)
     return Result(runs, data, picture)
+
+
+def _precision() -> str:
+    """`bf16` where the processor computes in it, which halves the time, else `fp32`."""
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bf16" if torch.cuda.is_available() or native() else "fp32"

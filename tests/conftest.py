@@ -18,6 +18,7 @@ from PIL import Image
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real-data", metavar="DIR", help="folder with the real datasets")
     parser.addoption("--parity", metavar="DIR", help="folder with records of the published method")
+    parser.addoption("--write-golden", action="store_true", help="store the golden losses anew")
 
 
 def _folder(request: pytest.FixtureRequest, option: str) -> Path:

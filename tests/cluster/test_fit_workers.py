@@ -1,0 +1,50 @@
+"""Where workers find room, on clusters that are only described."""
+
+import re
+
+import pytest
+
+from sr4ir_dist.config import ExperimentError
+from sr4ir_dist.training.launch import Resources, fit_workers
+
+HEAD = {"CPU": 16.0, "memory": 1e9}
+GPU_NODE = {"CPU": 64.0, "GPU": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "expected"),
+    [
+        ([{"CPU": 4.0}], Resources(2), (2, False)),
+        ([{"CPU": 4.0}], Resources(3), (1, False)),
+        ([{"CPU": 4.0}], Resources(4, 1), (1, False)),
+        # 12 CPUs for 2 workers are 6 each, which the smaller node has not.
+        ([{"CPU": 4.0}, {"CPU": 8.0}], Resources(2), (4, False)),
+        ([{"CPU": 3.0}, {"CPU": 5.0}], Resources(4), (1, False)),
+        # The head's CPUs are no use to workers that need a GPU.
+        ([HEAD, GPU_NODE], Resources(8), (8, True)),
+        ([HEAD, GPU_NODE, GPU_NODE], Resources(16), (8, True)),
+        # 80 CPUs for 8 workers are 10 each, but the nodes hold 1 and 6 such workers.
+        ([HEAD, GPU_NODE], Resources(8, gpu=False), (9, False)),
+        # One more than there are GPUs: on CPUs, unless GPUs are insisted on.
+        ([HEAD, GPU_NODE], Resources(9), (8, False)),
+    ],
+)
+def test_workers_get_what_their_nodes_have(nodes, asked, expected):
+    assert fit_workers(nodes, asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "message"),
+    [
+        ([{"CPU": 4.0}], Resources(5), "5 with 1 CPUs each do not fit: .* room for 4 .*4 CPUs, 0"),
+        ([{"CPU": 3.0}, {"CPU": 5.0}], Resources(2, 4), "room for 1 of them .*8 CPUs.* 2 nodes"),
+        ([HEAD, GPU_NODE], Resources(8, 9), "9 CPUs and a GPU each do not fit: .* room for 7 of"),
+        ([HEAD, GPU_NODE], Resources(9, gpu=True), "workers=9 need 9 GPUs; the cluster has 8"),
+        ([HEAD], Resources(1, 0), "cpus=0 must be at least 1"),
+        ([{}], Resources(1), "room for 0 of them"),
+    ],
+)
+def test_what_does_not_fit_is_refused(nodes, asked, message):
+    with pytest.raises(ExperimentError) as refused:
+        fit_workers(nodes, asked)
+    assert re.search(message, str(refused.value))

@@ -1,0 +1,227 @@
+"""The same job as a cluster's user runs it: submitted with a token, data and runs in a bucket."""
+
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sr4ir_dist import checkpoint, storage
+from sr4ir_dist.data.shards import load_manifest
+
+pytestmark = pytest.mark.timeout(900)
+# The programs of this environment, whatever the caller's PATH is.
+PROGRAMS = Path(sys.executable).parent
+PORTS = (
+    *("--port", "--dashboard-port", "--dashboard-agent-listen-port", "--ray-client-server-port"),
+    *("--dashboard-agent-grpc-port", "--runtime-env-agent-port", "--metrics-export-port"),
+)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A cluster of one node."""
+
+    folder: Path
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+    def run(
+        self, *command: str, cwd: Path, **environment: str | None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a command in a submitter's environment; None takes a variable away."""
+        changed = self.environment | environment
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env={name: value for name, value in changed.items() if value is not None},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def told(self, result: subprocess.CompletedProcess[str]) -> str:
+        """What a command and the head said, to explain a failure."""
+        return "\n".join((result.stdout, result.stderr, (self.folder / "head.log").read_text()))
+
+    def submit(
+        self, *command: str, cwd: Path, **environment: str | None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a command through `ray job submit --working-dir .`."""
+        submit = (str(PROGRAMS / "ray"), "job", "submit", "--address", self.dashboard)
+        return self.run(*submit, "--working-dir", ".", "--", *command, cwd=cwd, **environment)
+
+
+@pytest.fixture(scope="module")
+def head(s3) -> Iterator[Head]:
+    """A Ray head with token authentication, in the environment of the S3 server's user."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: paths of unix sockets are limited
+    token = folder / "token"
+    token.write_text("fedcba9876543210" * 4)
+    ports = {option: str(port) for option, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
+    settings = {
+        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "SR4IR_CACHE_DIR": str(folder / "cache"),
+        "NO_COLOR": "1",
+    }
+    others = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = others | settings
+    command = [str(PROGRAMS / "ray"), "start", "--head", "--block", "--num-cpus", "4"]
+    command += ["--num-gpus", "0", "--temp-dir", str(folder / "t"), "--disable-usage-stats"]
+    command += ["--node-ip-address", "127.0.0.1", "--dashboard-host", "127.0.0.1"]
+    command += ["--min-worker-port", "0", "--max-worker-port", "0"]
+    command += [word for option in ports.items() for word in option]
+    log = folder / "head.log"
+    with log.open("wb") as sink:
+        node = subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT)
+    try:
+        dashboard = f"http://127.0.0.1:{ports['--dashboard-port']}"
+        wait_for_answer(dashboard, node, log)
+        yield Head(folder, f"127.0.0.1:{ports['--port']}", dashboard, environment)
+    finally:
+        stop(node)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody uses, of those that the kernel gives nobody meanwhile."""
+    found: list[int] = []
+    for port in random.Random(os.getpid()).sample(range(20_000, 32_000), 1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"fewer than {count} free ports")
+
+
+def wait_for_answer(url: str, node: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 180
+    while node.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{url}/api/version", timeout=5).close()
+            return
+        except urllib.error.HTTPError as error:
+            error.close()  # it answers, and wants a token
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"the Ray head did not start:\n{log.read_text()}")
+
+
+def stop(node: subprocess.Popen[bytes]) -> None:
+    """Ends a head and what it started, and nothing else: there may be other clusters here."""
+    started = psutil.Process(node.pid).children(recursive=True) if node.poll() is None else []
+    node.terminate()
+    try:
+        node.wait(30)
+    except subprocess.TimeoutExpired:
+        node.kill()
+        node.wait()
+    _, left = psutil.wait_procs(started, timeout=10)
+    for process in left:
+        process.kill()
+    psutil.wait_procs(left, timeout=10)
+
+
+def test_a_submitted_job_trains_from_and_into_a_bucket(
+    head: Head,
+    s3: Callable[[], str],
+    repository: Path,
+    train_command: Callable[..., list[str]],
+    tmp_path: Path,
+):
+    bucket = s3()
+    data, runs = f"{bucket}/data/drawn", f"{bucket}/runs"
+    sizes = ("--train-count", "48", "--val-count", "16", "--size", "32")
+    prepared = head.run(
+        "python", "jobs/prepare_data.py", "drawn", "--out", data, *sizes, cwd=repository
+    )
+    assert prepared.returncode == 0, head.told(prepared)
+    assert load_manifest(data, "val").rows == 16
+
+    json_uri = f"{bucket}/summary.json"
+    short = ("epochs=1", "warmup_epochs=0", "checkpoint.every_steps=null")
+    more = [word for setting in short for word in ("--set", setting)]
+    arguments = train_command(data, runs, "--json", json_uri, *more)
+    job = head.submit("python", "jobs/train.py", *arguments, cwd=repository)
+    assert job.returncode == 0, head.told(job)
+    assert "succeeded" in job.stdout + job.stderr
+
+    (run,) = storage.list_names(runs)
+    result = storage.read_json(f"{runs}/{run}/result.json")
+    assert storage.read_json(json_uri) == result
+    assert (result["run_uri"], result["steps"], result["world_size"]) == (f"{runs}/{run}", 12, 2)
+    saved = checkpoint.load(result["checkpoint"])
+    for name in saved.files:
+        assert len(saved.read(name)) > 0
+    assert saved.json("run.json")["data"] == data
+
+    json_file = tmp_path / "figures.json"
+    judged = head.run(
+        *("python", "jobs/evaluate.py", f"{runs}/{run}", "--storage", runs, "--json"),
+        *(str(json_file), "--workers", "2", "--cpus", "1", "--cpu", "--address", head.address),
+        cwd=repository,
+    )
+    assert judged.returncode == 0, head.told(judged)
+    found = storage.read_json(str(json_file))
+    assert found["checkpoint"] == result["checkpoint"]
+    assert found["metrics"].items() <= result["metrics"].items()
+    assert found["metrics"].keys() == {"psnr", "ssim", "top1", "images"}
+    assert storage.list_names(runs) == [run]
+
+    check_what_travelled(head, repository)
+
+
+def check_what_travelled(head: Head, repository: Path) -> None:
+    """The checkout as the node unpacked it is small, has all jobs and no environment."""
+    unpacked = "session_2*/runtime_resources/working_dir_files/*/jobs/train.py"
+    (job,) = (head.folder / "t").glob(unpacked)
+    folder = job.parents[1]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 10e6
+    tops = {path.relative_to(folder).parts[0] for path in files}
+    assert {"jobs", "sr4ir_dist", "pyproject.toml"} <= tops
+    assert tops.isdisjoint({".venv", ".git", "runs", "datasets"})
+    jobs = {path.name for path in (repository / "jobs").glob("*.py")}
+    assert {path.name for path in (folder / "jobs").glob("*.py")} == jobs
+
+
+def test_a_submit_without_the_token_is_refused(head: Head, tmp_path: Path):
+    # Nor may a token in the caller's home folder get it in.
+    without = {"RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN_PATH": None, "HOME": str(tmp_path)}
+    (tmp_path / "job").mkdir()
+    refused = head.submit("touch", str(tmp_path / "ran"), cwd=tmp_path / "job", **without)
+    assert refused.returncode != 0
+    assert "authentication token" in refused.stdout + refused.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_package_of_the_working_directory_runs(head: Head, tmp_path: Path):
+    # Not the one that is installed, which on a cluster may be older or absent.
+    for path, code in {
+        "sr4ir_dist/__init__.py": "",
+        "jobs/where.py": "import sr4ir_dist\nprint('from', sr4ir_dist.__file__)",
+    }.items():
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_text(code)
+    job = head.submit("python", "jobs/where.py", cwd=tmp_path)
+    assert job.returncode == 0, head.told(job)
+    assert f"from {head.folder}" in job.stdout

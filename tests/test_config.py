@@ -1,0 +1,214 @@
+"""Experiments as values: overrides, JSON, digests, and messages that name what is wrong."""
+
+import json
+
+import pytest
+
+from sr4ir_dist import config, experiments
+from sr4ir_dist.config import Experiment, ExperimentError, field_paths, from_json, override
+
+NAME = "drawn_cls/edsr-x4/sr4ir"
+CHANGES = {
+    "seed": 1,
+    "epochs": 21,
+    "warmup_epochs": 3,
+    "batch_size": 31,
+    "data.transform": "patch",
+    "data.resize": 80,
+    "data.crop": 60,
+    "degradation.kind": "bicubic_antialias",
+    "sr.network": "bilinear",
+    "sr.blocks": 5,
+    "sr.features": 33,
+    "sr.weights": "a.pt",
+    "sr.partial": True,
+    "sr.start": "runs/one",
+    "task.name": None,  # one value is allowed
+    "task.network": None,
+    "task.classes": 7,
+    "task.weights": "b.pt",
+    "task.partial": True,
+    "task.start": "runs/two",
+    "optimizers.sr.type": None,
+    "optimizers.sr.lr": 2e-4,
+    "optimizers.sr.lr_floor": 2e-6,
+    "optimizers.sr.betas": [0.8, 0.99],
+    "optimizers.sr.weight_decay": 0.1,
+    "optimizers.task.type": None,
+    "optimizers.task.lr": 0.5,
+    "optimizers.task.lr_floor": 1e-3,
+    "optimizers.task.momentum": 0.8,
+    "optimizers.task.weight_decay": 0.2,
+    "losses.pixel": 0.5,
+    "losses.tdp": 2.0,
+    "losses.task": 3.0,
+    "cqmix.grid": 8,
+    "batch_norm": "local",
+    "precision": "bf16",
+    "zero.sr": 1,
+    "zero.task": 2,
+    "evaluation.every_epochs": 7,
+    "evaluation.batch_size": 9,
+    "evaluation.border": 4,
+    "evaluation.channel": "y",
+    "checkpoint.every_epochs": 2,
+    "checkpoint.every_steps": 11,
+    "checkpoint.keep": 5,
+}
+GROUPS = {name.rpartition(".")[0] for name in CHANGES} - {"", "optimizers"} | {"optimizers"}
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return experiments.make(NAME)
+
+
+def value_at(experiment, path):
+    value = experiment.model_dump(mode="json")
+    for part in path.split("."):
+        value = value[part]
+    return value
+
+
+def test_the_table_here_holds_every_setting():
+    assert CHANGES.keys() | GROUPS | {"name", "recipe", "scale"} == field_paths().keys()
+
+
+@pytest.mark.parametrize("path", [path for path, value in CHANGES.items() if value is not None])
+def test_every_setting_can_be_overridden_and_changes_the_digest(experiment, path):
+    value = CHANGES[path]
+    assert value_at(experiment, path) != value
+    text = value if isinstance(value, str) else json.dumps(value)
+    changed = override(experiment, [f"{path}={text}"])
+    assert value_at(changed, path) == value
+    assert changed.digest(data="d") != experiment.digest(data="d")
+    back = override(changed, [f"{path}={json.dumps(value_at(experiment, path))}"])
+    assert back == experiment
+    assert back.digest(data="d") == experiment.digest(data="d")
+
+
+def test_the_digest_is_stable_and_tells_data_apart(experiment):
+    digest = experiment.digest(data="d")
+    assert len(digest) == 8
+    int(digest, 16)
+    assert from_json(experiment.model_dump_json()).digest(data="d") == digest
+    assert override(experiment, ["epochs=20"]).digest(data="d") == digest
+    assert experiment.digest(data="other") != digest
+
+
+def test_all_digests_of_the_changes_differ(experiment):
+    digests = [
+        override(experiment, [f"{p}={v if isinstance(v, str) else json.dumps(v)}"]).digest(data="d")
+        for p, v in CHANGES.items()
+        if v is not None
+    ]
+    assert len(set(digests)) == len(digests) > 35
+
+
+def test_assignments_apply_in_order_and_are_checked_together(experiment):
+    changed = override(experiment, ["epochs=2", "epochs = 3 ", "warmup_epochs=1"])
+    assert (changed.epochs, changed.warmup_epochs) == (3, 1)
+    # 96 alone exceeds the resize of 64.
+    assert override(experiment, ["data.crop=96", "data.resize=128"]).data.crop == 96
+    assert override(experiment, []) == experiment
+
+
+def test_values_are_json_and_anything_else_is_a_string(experiment):
+    changed = override(
+        experiment,
+        ["sr.weights=s3://bucket/a=b.pt", 'task.weights="42"', "optimizers.sr.betas=[0.5, 0.75]"],
+    )
+    assert changed.sr is not None
+    assert changed.task is not None
+    assert changed.sr.weights == "s3://bucket/a=b.pt"
+    assert changed.task.weights == "42"
+    assert changed.optimizers.sr.betas == (0.5, 0.75)
+    cleared = override(changed, ["sr.weights=null", "checkpoint.every_steps=null"])
+    assert cleared.sr is not None
+    assert cleared.sr.weights is None
+    assert cleared.checkpoint.every_steps is None
+
+
+@pytest.mark.parametrize(
+    ("assignment", "messages"),
+    [
+        ("epoch=3", ["unknown key 'epoch'", "did you mean 'epochs'?"]),
+        ("optimizers.task.learning_rate=1", ["'optimizers.task.learning_rate'", "did you mean"]),
+        ("optimizer.sr.lr=1", ["did you mean 'optimizers.sr.lr'?"]),
+        ("momentum=1", ["did you mean 'optimizers.task.momentum'?"]),
+        ("name=other", ["name=other", "part of the experiment's name"]),
+        ("recipe=s2t", ["recipe=s2t", "part of the experiment's name"]),
+        ("data=5", ["data=5", "object"]),
+        ('epochs="5"', ["epochs='5'", "valid integer"]),
+        ("epochs=true", ["epochs=True", "valid integer"]),
+        ("epochs", ["'epochs' must have the form key.path=value"]),
+        ("epochs=many", ["epochs='many'", "integer"]),
+        ("epochs=1.5", ["epochs=1.5", "integer"]),
+        ("epochs=0", ["epochs=0", "greater than or equal to 1"]),
+        ("epochs=null", ["epochs=None", "integer"]),
+        ("scale=3", ["scale=3", "part of the experiment's name"]),
+        ("zero.sr=3", ["zero.sr=3", "0, 1 or 2"]),
+        ("precision=fp16", ["precision='fp16'", "'fp32' or 'bf16'"]),
+        ("optimizers.task.lr=-1", ["optimizers.task.lr=-1", "greater than 0"]),
+        ("optimizers.task.lr=NaN", ["optimizers.task.lr=nan", "finite"]),
+        ("losses.tdp=Infinity", ["losses.tdp=inf", "finite"]),
+        ("optimizers.sr.betas=[0.9]", ["optimizers.sr.betas"]),
+        ("sr=[]", ["sr=[]"]),
+        ('sr={"depth": 3}', ["unknown key 'sr.depth'"]),
+        ("data.crop=30", ["data.crop=30 must be a multiple of scale=4"]),
+        ("data.crop=96", ["data.crop=96 must not exceed data.resize=64"]),
+        ("data.crop=24", ["data.crop=24", "evaluation.border=8"]),
+        ("warmup_epochs=21", ["warmup_epochs=21 must not exceed epochs=20"]),
+        ("optimizers.sr.lr_floor=1", ["optimizers.sr.lr_floor=1", "optimizers.sr.lr=0.0001"]),
+    ],
+)
+def test_refusals_name_the_field_the_value_and_what_is_allowed(experiment, assignment, messages):
+    with pytest.raises(ExperimentError) as caught:
+        override(experiment, [assignment])
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_whole_numbers_are_rates_and_weights_too(experiment):
+    changed = override(experiment, ["losses.tdp=2", "optimizers.task.lr=1"])
+    assert (changed.losses.tdp, changed.optimizers.task.lr) == (2.0, 1.0)
+
+
+def test_a_group_that_was_set_to_a_value_has_no_keys(experiment):
+    with pytest.raises(ExperimentError, match="sr was set to 3 before"):
+        override(experiment, ["sr=3", "sr.blocks=3"])
+
+
+def test_a_network_that_the_experiment_lacks_cannot_be_set():
+    with pytest.raises(ExperimentError, match="this experiment has no sr network"):
+        override(experiments.make("drawn_cls/h2t"), ["sr.blocks=3"])
+
+
+@pytest.mark.parametrize("name", experiments.names())
+def test_json_round_trip(name):
+    experiment = experiments.make(name)
+    assert experiment.name == name
+    assert from_json(experiment.model_dump_json(indent=2)) == experiment
+
+
+def test_files_that_are_no_experiment_are_refused(experiment):
+    tree = experiment.model_dump(mode="json")
+    for text, message in (
+        ("{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        ("[]", "should be an object"),
+        ("{}", "recipe"),
+        (json.dumps(tree | {"epochz": 3}), "unknown key 'epochz'; did you mean 'epochs'?"),
+        (json.dumps(tree | {"zero": {"sr": 9}}), "zero.sr=9"),
+        (json.dumps(tree | {"scale": 3}), "scale=3: .*2, 4 or 8"),
+    ):
+        with pytest.raises(ExperimentError, match=message.replace("?", r"\?")):
+            from_json(text)
+
+
+def test_experiments_cannot_be_changed_in_place(experiment):
+    with pytest.raises(config.ValidationError, match="frozen"):
+        experiment.epochs = 3
+    with pytest.raises(config.ValidationError, match="frozen"):
+        experiment.sr.blocks = 3
+    assert isinstance(experiment, Experiment)

@@ -1,0 +1,260 @@
+"""Names and the experiments, prerequisites and runs that they stand for."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sr4ir_dist import experiments, recipes
+from sr4ir_dist.config import Experiment, ExperimentError, override
+from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
+from sr4ir_dist.data.convert.write import convert
+from sr4ir_dist.networks import SR_NETWORKS
+from sr4ir_dist.networks.edsr import EDSR
+from sr4ir_dist.networks.pretrained import WeightsError
+from sr4ir_dist.recipes import PRETRAINED, RECIPES
+from sr4ir_dist.tasks import TASKS
+from sr4ir_dist.training.plan import make_plan
+
+NAMES = experiments.names()
+SHORT = ["epochs=3", "warmup_epochs=1", "batch_size=8", "seed=5"]
+
+
+def test_names_are_unique_and_cover_data_scales_and_recipes():
+    assert len(set(NAMES)) == len(NAMES)
+    classification = [data for data in experiments.DATA if data != "folder_sr"]
+    # Per classification set six recipes with an SR network and L->T at each scale, and the oracle.
+    assert len(NAMES) == len(classification) * (7 * 3 + 1) + 3
+    assert {name.rpartition("/")[2] for name in NAMES} == RECIPES.keys()
+    assert {"cub200/edsr-x8/sr4ir", "drawn_cls/h2t", "folder_cls/x4/l2t"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_builds_what_it_says(name):
+    experiment = experiments.make(name)
+    data, *middle, recipe = name.split("/")
+    roles = RECIPES[recipe].init_from
+    assert (experiment.name, experiment.recipe) == (name, recipe)
+    assert (experiment.sr is not None) == ("sr" in roles)
+    assert (experiment.task is not None) == ("task" in roles)
+    if middle:
+        assert f"x{experiment.scale}" == middle[0].rpartition("-")[2]
+    if experiment.sr is not None:
+        assert experiment.sr.network in SR_NETWORKS
+        assert middle[0].startswith(experiment.sr.network)
+    if experiment.task is not None:
+        assert experiment.task.name in TASKS
+    assert data in experiments.DATA
+
+
+def test_the_papers_settings_of_classification():
+    experiment = experiments.make("cub200/edsr-x8/sr4ir")
+    assert (experiment.epochs, experiment.warmup_epochs, experiment.batch_size) == (200, 20, 128)
+    assert (experiment.data.resize, experiment.data.crop, experiment.seed) == (256, 224, 200)
+    sr, task = experiment.optimizers.sr, experiment.optimizers.task
+    assert (sr.lr, sr.betas, sr.weight_decay, sr.lr_floor) == (1e-4, (0.9, 0.999), 0.0, 1e-6)
+    assert (task.lr, task.momentum, task.weight_decay, task.lr_floor) == (3e-2, 0.9, 1e-4, 1e-4)
+    assert experiment.cqmix.grid == 4
+    assert experiment.sr is not None
+    assert (experiment.sr.blocks, experiment.sr.features) == (16, 64)
+    assert (experiment.evaluation.border, experiment.evaluation.channel) == (8, "rgb")
+    assert experiment.degradation.kind == "bicubic"
+
+
+def test_pre_training_patches_are_48_lr_pixels():
+    for scale in (2, 4, 8):
+        experiment = experiments.make(f"folder_sr/edsr-x{scale}/pretrain")
+        assert experiment.data.crop == 48 * scale
+        assert experiment.evaluation.border == scale
+        assert experiment.evaluation.channel == "y"
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("cub200/edsr-x4/sr4r", "cub200/edsr-x4/sr4ir"),
+        ("cub200/edsr-x3/sr4ir", "cub200/edsr-x"),
+        ("drawn_cls/edsr-x4/h2t", "drawn_cls/edsr-x4/"),
+        ("cub20/h2t", "cub200/h2t"),
+    ],
+)
+def test_an_unknown_name_is_answered_by_the_nearest(name, nearest):
+    with pytest.raises(ExperimentError, match=re.escape(f"unknown experiment '{name}'")) as caught:
+        experiments.make(name)
+    assert f"did you mean '{nearest}" in str(caught.value)
+
+
+def test_an_unknown_recipe_is_answered_by_the_nearest():
+    with pytest.raises(ExperimentError, match="unknown recipe 'sr4r'; did you mean 'sr4ir'"):
+        recipes.get("sr4r")
+
+
+def test_recipes_start_from_recipes_that_end():
+    for recipe in RECIPES.values():
+        for role, origin in recipe.init_from.items():
+            if origin != PRETRAINED:
+                assert role in RECIPES[origin].updates
+
+
+def starting_from_another():
+    return [
+        (name, origin)
+        for name in NAMES
+        for origin in RECIPES[name.rpartition("/")[2]].init_from.values()
+        if origin != PRETRAINED
+    ]
+
+
+@pytest.mark.parametrize(("name", "origin"), starting_from_another())
+def test_a_prerequisite_is_the_very_experiment_of_its_name(name, origin):
+    first = experiments.prerequisite(experiments.make(name), origin)
+    assert first == experiments.make(first.name)
+    assert first.recipe == origin
+
+
+SHARED = [
+    [],
+    SHORT,
+    ["epochs=1", "warmup_epochs=0"],
+    ["epochs=1", "warmup_epochs=1"],
+    ["data.resize=48", "data.crop=48", "evaluation.border=4", "evaluation.every_epochs=2"],
+    ["batch_norm=local", "precision=bf16", "checkpoint.keep=1", "checkpoint.every_steps=5"],
+]
+
+
+@pytest.mark.parametrize("settings", SHARED, ids=" ".join)
+def test_s2t_starts_from_the_run_of_s_with_the_same_settings(settings):
+    settings = [*settings, "sr.blocks=2", "sr.weights=a.pt", "optimizers.sr.lr=2e-4", "zero.sr=1"]
+    second = override(experiments.make("drawn_cls/edsr-x4/s2t"), settings)
+    first = override(experiments.make("drawn_cls/edsr-x4/s"), settings)
+    assert experiments.prerequisite(second, "s") == experiments.relevant(first)
+
+
+@pytest.mark.parametrize("settings", SHARED, ids=" ".join)
+def test_t2s_starts_from_the_run_of_h2t_with_the_same_settings(settings):
+    settings = [*settings, "task.weights=a.pt", "optimizers.task.lr=1e-2", "zero.task=1"]
+    second = override(experiments.make("drawn_cls/edsr-x4/t2s"), settings)
+    first = override(experiments.make("drawn_cls/h2t"), settings)
+    assert experiments.prerequisite(second, "h2t") == experiments.relevant(first)
+
+
+def test_what_a_prerequisite_does_not_use_does_not_tell_its_runs_apart():
+    plain = experiments.make("drawn_cls/edsr-x4/s2t")
+    first = experiments.prerequisite(plain, "s")
+    for setting in ("optimizers.task.lr=1e-2", "zero.task=2", "task.weights=a.pt", "cqmix.grid=8"):
+        assert experiments.prerequisite(override(plain, [setting]), "s") == first
+    scales = [experiments.make(f"drawn_cls/edsr-x{scale}/t2s") for scale in (2, 8)]
+    assert len({experiments.prerequisite(e, "h2t").model_dump_json() for e in scales}) == 1
+    blocks = override(scales[0], ["sr.blocks=9", "optimizers.sr.lr=1e-3"])
+    assert experiments.prerequisite(blocks, "h2t") == experiments.make("drawn_cls/h2t")
+
+
+def test_a_start_of_its_own_does_not_reach_the_prerequisite():
+    second = override(experiments.make("drawn_cls/edsr-x4/s2t"), ["sr.start=runs/one"])
+    assert experiments.prerequisite(second, "s") == experiments.make("drawn_cls/edsr-x4/s")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    uri = str(tmp_path_factory.mktemp("drawn") / "data")
+    convert(DRAWN, open_drawn(train_count=8, val_count=8, size=32), uri, threads=1)
+    return uri
+
+
+@pytest.mark.parametrize(
+    ("second", "first"),
+    [("drawn_cls/edsr-x4/s2t", "drawn_cls/edsr-x4/s"), ("drawn_cls/edsr-x4/t2s", "drawn_cls/h2t")],
+)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["data.resize=32", "data.crop=32", *SHORT],
+        ["optimizers.sr.lr=2e-4", "zero.sr=1", "optimizers.task.lr=1e-2", "zero.task=2"],
+        ["losses.pixel=2", "losses.task=0.5", "losses.tdp=3", "cqmix.grid=8", "warmup_epochs=1"],
+    ],
+    ids=" ".join,
+)
+def test_a_plan_asks_for_the_very_run_that_the_same_settings_name(
+    data, tmp_path, second, first, settings
+):
+    storage = str(tmp_path / "runs")
+    run = make_plan(override(experiments.make(first), settings), data=data, storage_uri=storage).run
+    with pytest.raises(ExperimentError) as caught:
+        make_plan(override(experiments.make(second), settings), data=data, storage_uri=storage)
+    assert f"{storage}/{run} is not a finished run: train {first} first" in str(caught.value)
+
+
+def test_a_runs_name_changes_with_settings_data_and_starting_weights(data, tmp_path):
+    other = str(tmp_path / "other")
+    convert(DRAWN, open_drawn(train_count=8, val_count=8, size=32, seed=1), other, threads=1)
+    weights = tmp_path / "sr.pth"
+
+    def run(*settings, data=data):
+        experiment = override(experiments.make("drawn_cls/edsr-x4/sr4ir"), settings)
+        return make_plan(experiment, data=data, storage_uri=str(tmp_path / "runs")).run
+
+    def write(seed):
+        torch.manual_seed(seed)
+        torch.save(EDSR(4, blocks=4, features=32).state_dict(), weights)
+        return f"sr.weights={weights}"
+
+    name = run()
+    assert re.fullmatch(r"drawn_cls-edsr-x4-sr4ir-[0-9a-f]{8}", name)
+    assert run() == name
+    names = {name, run("seed=1"), run(data=other), run(write(0)), run(write(1))}
+    assert len(names) == 5
+    assert run(write(1)) in names
+    torch.save({"other.weight": torch.zeros(1)}, weights)
+    with pytest.raises(WeightsError, match=r"sr\.pth"):
+        run(f"sr.weights={weights}")
+
+
+def test_a_name_must_fit_the_settings():
+    experiment = experiments.make("drawn_cls/edsr-x4/sr4ir")
+    for change in ({"scale": 8}, {"recipe": "l2t"}, {"name": "drawn_cls/edsr-x2/sr4ir"}):
+        with pytest.raises(ExperimentError, match="does not fit"):
+            experiments.relevant(experiment.model_copy(update=change))
+    with pytest.raises(ExperimentError, match="unknown experiment 'mine'"):
+        experiments.relevant(experiment.model_copy(update={"name": "mine"}))
+
+
+def test_settings_that_a_recipe_does_not_read_tell_no_runs_apart():
+    plain = experiments.make("drawn_cls/x4/l2t")
+    assert experiments.relevant(plain) == plain
+    for setting in ("cqmix.grid=8", "losses.tdp=2", "optimizers.sr.lr=1e-3", "warmup_epochs=3"):
+        assert experiments.relevant(override(plain, [setting])) == plain
+    for setting in ("losses.task=2", "optimizers.task.lr=1e-2", "epochs=3"):
+        assert experiments.relevant(override(plain, [setting])) != plain
+
+
+def test_a_plan_fills_in_the_number_of_classes(data, tmp_path):
+    settings = ["data.resize=32", "data.crop=32"]
+    experiment = override(experiments.make("drawn_cls/h2t"), settings)
+    plan = make_plan(experiment, data=data, storage_uri=str(tmp_path))
+    assert plan.experiment.task is not None
+    assert plan.experiment.task.classes == 8
+    with pytest.raises(ExperimentError, match=r"task\.classes=7, but .* has 8 classes"):
+        make_plan(override(experiment, ["task.classes=7"]), data=data, storage_uri=str(tmp_path))
+
+
+def test_a_network_that_the_recipe_needs_cannot_be_left_out(data, tmp_path):
+    for setting, role in (("sr=null", "sr"), ("task=null", "task")):
+        experiment = override(experiments.make("drawn_cls/edsr-x4/sr4ir"), [setting])
+        with pytest.raises(ExperimentError, match=f"needs a {role} network, but {role} is null"):
+            make_plan(experiment, data=data, storage_uri=str(tmp_path))
+
+
+def test_the_list_of_the_job_is_the_list_of_names():
+    command = [sys.executable, "jobs/train.py", "--list"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root())
+    words = set(re.findall(r"[\w/-]+", done.stdout))
+    assert set(NAMES) - words == set()
+    assert all(isinstance(experiments.make(name), Experiment) for name in NAMES)
+
+
+def root():
+    from pathlib import Path
+
+    return Path(__file__).resolve().parents[1]

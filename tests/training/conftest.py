@@ -1,0 +1,97 @@
+"""A process group of one for this process, two rank processes, and a small drawn dataset."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
+from sr4ir_dist.data.convert.write import convert
+
+RANKS = 2
+
+
+@dataclass(frozen=True)
+class RankResults:
+    """What the rank processes found, by rank, and the folder with the checkpoints they wrote."""
+
+    by_rank: tuple[dict[str, Any], ...]
+    folder: Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def process_group() -> Iterator[None]:
+    """Makes this process the only rank, as DeepSpeed needs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        # The rank processes compute on the CPU too.
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A drawn dataset of 32x32 images: 40 to train on, 9 to judge on."""
+    uri = str(tmp_path_factory.mktemp("drawn") / "data")
+    convert(DRAWN, open_drawn(train_count=40, val_count=9, size=32, seed=3), uri, threads=1)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def two_ranks(drawn: str) -> Iterator[RankResults]:
+    """Runs `rank_process.py` as two processes that train together."""
+    # Not pytest's own folder, which keeps the checkpoints of three sessions.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        script = Path(__file__).with_name("rank_process.py")
+        processes, logs = [], [folder / f"log-{rank}.txt" for rank in range(RANKS)]
+        for rank, log in enumerate(logs):
+            environment = os.environ | {
+                "CUDA_VISIBLE_DEVICES": "",
+                "GLOO_SOCKET_IFNAME": "lo",
+                "LOCAL_RANK": str(rank),
+                "OMP_NUM_THREADS": "1",
+            }
+            with log.open("wb") as sink:
+                command = [sys.executable, "-W", "error", script, folder, drawn]
+                processes.append(
+                    subprocess.Popen(
+                        [*map(str, command), str(rank), str(RANKS)],
+                        env=environment,
+                        stdout=sink,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        try:
+            deadline = time.monotonic() + 600
+            # A rank that failed leaves the other waiting for it.
+            while {process.poll() for process in processes} in ({None}, {None, 0}):
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.1)
+            codes = [process.poll() for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        assert codes == [0] * RANKS, "\n".join(log.read_text()[-3000:] for log in logs)
+        results = (
+            torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(RANKS)
+        )
+        yield RankResults(tuple(results), folder)

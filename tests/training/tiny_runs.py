@@ -1,0 +1,134 @@
+"""Tiny runs over drawn numbers: what the tests of training and their rank processes share."""
+
+from dataclasses import replace
+
+import torch
+
+from sr4ir_dist import checkpoint, experiments
+from sr4ir_dist.batch import Batch
+from sr4ir_dist.config import override
+from sr4ir_dist.training import state
+from sr4ir_dist.training.build import build_networks, make_setup
+from sr4ir_dist.training.step import make_inputs, train_step
+
+NAMES = {"h2t": "drawn_cls/h2t", "l2t": "drawn_cls/x4/l2t"}
+CLASSES = 4
+STEPS = (5, 4, 5, 1)
+"""Images of each step over all ranks: on two ranks 3+2, 2+2, 3+2 and 1+0."""
+COUNT = len(STEPS)
+WARMUP_STEPS = 2
+CUT = 2
+"""Steps before the checkpoint in the middle."""
+RATES = {"sr": 1e-4, "task": 1e-3}
+SAMPLED = 4096
+
+
+def tiny_experiment(recipe, *settings):
+    """An experiment with EDSR of one block and 8 features and a ResNet18 of 4 classes."""
+    experiment = experiments.make(NAMES.get(recipe, f"drawn_cls/edsr-x4/{recipe}"))
+    small = ["data.resize=32", "data.crop=32", "batch_size=5"]
+    if experiment.sr is not None:
+        small += ["sr.blocks=1", "sr.features=8"]
+    if experiment.task is not None:
+        small += [f"task.classes={CLASSES}"]
+    return override(experiment, [*small, *settings])
+
+
+def drawn_batch(number, count, *, size=36, dtype=torch.float32):
+    """A whole batch of smooth random images; 36 pixels leave 2 x 2 in ResNet18's last layer."""
+    generator = torch.Generator().manual_seed(number)
+    coarse = torch.rand(count, 3, 8, 8, generator=generator, dtype=torch.float64)
+    fine = torch.rand(count, 3, size, size, generator=generator, dtype=torch.float64)
+    hr = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear") * 0.8 + fine * 0.2
+    return Batch(
+        hr=hr.to(dtype),
+        sizes=torch.full((count, 2), size),
+        targets=torch.randint(CLASSES, (count,), generator=generator),
+        ids=tuple(f"{number}-{i}" for i in range(count)),
+        keys=torch.arange(count) + 100 * number,
+        global_size=count,
+    )
+
+
+def share_of(batch, rank, world_size):
+    """A rank's contiguous share; the first ranks have one more where it does not divide."""
+    count = len(batch.hr)
+    starts = [-(-count * r // world_size) for r in range(world_size + 1)]
+    part = slice(starts[rank], starts[rank + 1])
+    return replace(
+        batch,
+        hr=batch.hr[part],
+        sizes=batch.sizes[part],
+        targets=batch.targets[part],
+        ids=batch.ids[part],
+        keys=batch.keys[part],
+    )
+
+
+def tiny_setup(experiment, *, engine, rank=0, world_size=1, double=False):
+    """Networks and engines of an experiment, in float64 where asked for."""
+    modules = build_networks(experiment)
+    if double:
+        modules = {role: module.double() for role, module in modules.items()}
+    return make_setup(experiment, modules, rank=rank, world_size=world_size, engine=engine)
+
+
+def staged(recipe, stage):
+    """The tiny experiment with both engines at a ZeRO stage."""
+    return tiny_experiment(recipe, f"zero.sr={stage}", f"zero.task={stage}")
+
+
+def restored(experiment, run_uri, *, engine="deepspeed", rank=0, world_size=1):
+    """Networks and engines as a run's newest checkpoint has them."""
+    saved = checkpoint.load(checkpoint.resolve(run_uri))
+    # Another seed, so that nothing but the checkpoint can bring the weights back.
+    modules = build_networks(experiment.model_copy(update={"seed": 1}))
+    state.load_networks(modules, saved)
+    setup = make_setup(experiment, modules, rank=rank, world_size=world_size, engine=engine)
+    state.load_optimizers(setup.engines, saved)
+    return setup
+
+
+def run_steps(setup, first=0, last=COUNT, *, weighted=True):
+    """Run some of the steps of STEPS; returns each term's losses over the global batch.
+
+    Unweighted, every rank's loss counts the same, however many images it has.
+    """
+    dtype = next(next(iter(setup.modules.values())).parameters()).dtype
+    reported = {}
+    for number in range(first, last):
+        whole = drawn_batch(number, STEPS[number], dtype=dtype)
+        batch = share_of(whole, setup.rank, setup.world_size)
+        inputs = make_inputs(setup, batch, epoch=1)
+        if not weighted:
+            inputs = replace(inputs, share=1.0)
+        losses = train_step(setup, inputs, after_warmup=number >= WARMUP_STEPS, rates=RATES)
+        for name, loss in losses.items():
+            part = loss * (inputs.share / setup.world_size)
+            if setup.world_size > 1:
+                torch.distributed.all_reduce(part)
+            reported[f"{number}/{name}"] = part
+    return reported
+
+
+def sampled(tensors):
+    """At most about SAMPLED evenly spread numbers of each tensor, so that results stay small."""
+    return {
+        name: value.detach().flatten()[:: value.numel() // SAMPLED | 1].clone()
+        for name, value in tensors.items()
+    }
+
+
+def outcome(setup, losses):
+    """Losses, sampled weights, buffers and optimizer states; every rank must call it."""
+    result = {"losses": losses, "weights": {}, "buffers": {}, "optimizers": {}}
+    for role, module in setup.modules.items():
+        for kind, named in (
+            ("weights", module.named_parameters()),
+            ("buffers", module.named_buffers()),
+        ):
+            result[kind] |= sampled({f"{role}.{name}": value for name, value in named})
+    for role, engine in setup.engines.items():
+        state = engine.optimizer_state()
+        result["optimizers"] |= sampled({f"{role}.{key}": value for key, value in state.items()})
+    return result
