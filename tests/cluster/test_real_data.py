@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from sr4ir_dist import experiments, storage
 from sr4ir_dist.config import override
 from sr4ir_dist.data.convert import CONVERTERS
@@ -9,18 +11,24 @@ from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.training import launch
 from sr4ir_dist.training.plan import make_plan
 
+# Ray's own use of what it deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
 SMALL = ("data.resize=64", "data.crop=48", "evaluation.border=4", "sr.blocks=1", "sr.features=8")
 
 
 def test_pretraining_on_t91_then_sr4ir_on_cub(real_data, cluster, tmp_path):
     t91, cub, runs = (str(tmp_path / name) for name in ("t91", "cub", "runs"))
-    convert(CONVERTERS["sr-folder"], CONVERTERS["sr-folder"].open(root=real_data / "T91/HR"), t91)
-    convert(CONVERTERS["cub200"], CONVERTERS["cub200"].open(root=real_data / "CUB_200_2011"), cub)
+    convert(
+        CONVERTERS["sr-folder"], CONVERTERS["sr-folder"].open(root=str(real_data / "T91/HR")), t91
+    )
+    convert(
+        CONVERTERS["cub200"], CONVERTERS["cub200"].open(root=str(real_data / "CUB_200_2011")), cub
+    )
     two = launch.Resources(workers=2, cpus=1, gpu=False)
 
     pretraining = override(
         experiments.make("folder_sr/edsr-x4/pretrain"),
-        [*SMALL, "epochs=2", "degradation.kind=bicubic", "optimizers.sr.lr=1e-3"],
+        [*SMALL, "epochs=25", "degradation.kind=bicubic", "optimizers.sr.lr=3e-3"],
     )
     first = launch.train(make_plan(pretraining, data=t91, storage_uri=runs), two)
     assert first["metrics"]["images"] == 9
