@@ -17,7 +17,7 @@ from sr4ir_dist.data.shards import has_split
 from sr4ir_dist.training import launch
 from sr4ir_dist.training.plan import make_plan
 
-PRETRAINING = ("epochs=6", "batch_size=16", "warmup_epochs=0", "optimizers.sr.lr=1e-3")
+PRETRAINING = ("epochs=4", "batch_size=16", "evaluation.every_epochs=4", "optimizers.sr.lr=1e-3")
 TRAINING = ("epochs=4", "warmup_epochs=1", "evaluation.every_epochs=4")
 
 
@@ -55,7 +55,7 @@ def run(folder: str, *, workers: int, say: Callable[[str], None]) -> Result:
     if not (has_split(data, "train") and has_split(data, "val")):
         say(f"drawing a dataset into {data}")
         converter = CONVERTERS["drawn"]
-        source = converter.open(train_count=1024, val_count=512, size=64, seed=0)
+        source = converter.open(train_count=1024, val_count=256, size=64, seed=0)
         convert(converter, source, data, overwrite=True)
     launch.connect()
 
