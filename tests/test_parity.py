@@ -72,6 +72,7 @@ def watch(network, layer, seen):
     layer.register_forward_hook(lambda _, __, out: seen.append((network.training, out.detach())))
 
 
+@pytest.mark.timeout(900)
 def test_steps_equal_the_published_ones(parity):
     tested = 0
     for name, record in records(parity):

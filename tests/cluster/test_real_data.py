@@ -11,8 +11,11 @@ from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.training import launch
 from sr4ir_dist.training.plan import make_plan
 
-# Ray's own use of what it deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
+# Ray Train sets Ray Data's defaults, and Ray Data warns of them.
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
+]
 SMALL = ("data.resize=64", "data.crop=48", "evaluation.border=4", "sr.blocks=1", "sr.features=8")
 
 
