@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from sr4ir_dist.cli import (
     Address,
@@ -15,6 +14,7 @@ from sr4ir_dist.cli import (
     JsonFile,
     Settings,
     console,
+    result_table,
     user_errors,
     write_result,
 )
@@ -55,9 +55,7 @@ def main(
         launch.connect(address)
         resources = launch.Resources(workers, cpus, gpu)
         figures = launch.evaluate(request, resources, storage_uri=storage_uri, cache_dir=cache_dir)
-        table = Table("", "", show_header=False, title=request.experiment.name)
-        for name, value in figures.items():
-            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        table = result_table(request.experiment.name, figures)
         table.add_row("data", f"{request.data}, split {split}")
         table.add_row("checkpoint", request.checkpoint)
         console.print(table)

@@ -17,6 +17,7 @@ from sr4ir_dist.cli import (
     Settings,
     console,
     refuse_job_folder,
+    result_table,
     user_errors,
     write_result,
 )
@@ -133,9 +134,7 @@ def _show(experiment: Experiment) -> None:
 
 
 def _print_result(result: dict) -> None:
-    table = Table("", "", show_header=False, title=result["experiment"])
-    for name, value in result["metrics"].items():
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    table = result_table(result["experiment"], result["metrics"])
     table.add_row("steps", str(result["steps"]))
     table.add_row("training time", f"{result['seconds']:.0f} s on {result['world_size']} worker(s)")
     table.add_row("run", result["run_uri"])

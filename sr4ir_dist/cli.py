@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from sr4ir_dist import storage
 
@@ -66,6 +67,14 @@ def refuse_job_folder(uri: str) -> None:
             f"--storage {uri}: a submitted job runs in a folder that Ray deletes; give an absolute "
             "path that all nodes share, or a URI"
         )
+
+
+def result_table(title: str, figures: Mapping[str, Any]) -> Table:
+    """A table of an evaluation's figures, to which a job adds what else it has to say."""
+    table = Table("", "", show_header=False, title=title)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    return table
 
 
 def write_result(uri: str | None, value: Any) -> None:

@@ -89,9 +89,10 @@ def make_plan(experiment: Experiment, *, data: str, storage_uri: str) -> Plan:
     experiment = _with_classes(experiments.relevant(experiment), manifests, data)
     storage.check_writable(storage_uri)
     run, starts = _run(experiment, manifests, storage_uri)
-    modules = build_networks(experiment, torch.device("cpu"))
-    for role, start in starts.items():
-        if start.uri is not None:
+    given: dict[Role, Start] = {r: start for r, start in starts.items() if start.uri is not None}
+    if given:
+        modules = build_networks(experiment, torch.device("cpu"))
+        for role, start in given.items():
             load_start(modules[role], start)
     return Plan(experiment, data, run, storage.join(storage_uri, run), starts)
 
