@@ -43,7 +43,7 @@ def main(
     cache_dir: CacheDir = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Judge a checkpoint on a dataset: the task's figure, PSNR and SSIM, every image once.
+    """Judge a checkpoint on a dataset: the task's figures, PSNR, SSIM and LPIPS, every image once.
 
     python jobs/evaluate.py runs/drawn_cls-edsr-x4-sr4ir-1a2b3c4d --workers 2
     """
@@ -56,10 +56,15 @@ def main(
         resources = launch.Resources(workers, cpus, gpu)
         figures = launch.evaluate(request, resources, storage_uri=storage_uri, cache_dir=cache_dir)
         table = result_table(request.experiment.name, figures)
+        for note in request.notes:
+            table.add_row("note", note)
         table.add_row("data", f"{request.data}, split {split}")
         table.add_row("checkpoint", request.checkpoint)
         console.print(table)
-        write_result(json_file, {"checkpoint": request.checkpoint, "metrics": figures})
+        write_result(
+            json_file,
+            {"checkpoint": request.checkpoint, "metrics": figures, "notes": list(request.notes)},
+        )
 
 
 if __name__ == "__main__":

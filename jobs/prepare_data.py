@@ -52,6 +52,120 @@ Threads = Annotated[
     typer.Option(min=1, help="Images read and checked at once.", show_default="number of CPUs"),
 ]
 Count = Annotated[int, typer.Option(min=1)]
+CocoRoot = Annotated[
+    str | None,
+    typer.Option(help="The source's folder; not needed if the four places below are given."),
+]
+TrainJson = Annotated[
+    str | None,
+    typer.Option(
+        help="The train split's JSON.", show_default="ROOT/annotations/instances_train2017.json"
+    ),
+]
+ValJson = Annotated[
+    str | None,
+    typer.Option(
+        help="The val split's JSON.", show_default="ROOT/annotations/instances_val2017.json"
+    ),
+]
+TrainImages = Annotated[
+    str | None, typer.Option(help="The train split's images.", show_default="ROOT/train2017")
+]
+ValImages = Annotated[
+    str | None, typer.Option(help="The val split's images.", show_default="ROOT/val2017")
+]
+
+VOC_ROOT = (
+    "--root is VOCdevkit, or a year's folder in it: the folder with ImageSets, JPEGImages, "
+    "Annotations and SegmentationClass."
+)
+COCO_ROOT = (
+    "--root has annotations/instances_train2017.json, annotations/instances_val2017.json, "
+    "train2017/ and val2017/; any of the four may be given instead, for sets of one's own."
+)
+CARS_ROOT = (
+    "--root is the folder with train/ and test/ (one folder a class in each), or the one with "
+    "car_data/ in it. The official test split becomes val."
+)
+
+
+def _help(converter: str, more: str) -> str:
+    return f"{CONVERTERS[converter].help}\n\n{more}"
+
+
+@app.command("voc_seg", help=_help("voc_seg", VOC_ROOT))
+def voc_seg(
+    root: Root,
+    out: Out,
+    name: Name = None,
+    on_bad_row: Bad = OnBadRow.fail,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    json: JsonFile = None,
+) -> None:
+    _run("voc_seg", {"root": root}, out, name, on_bad_row, overwrite, threads, json)
+
+
+@app.command("voc_det", help=_help("voc_det", VOC_ROOT))
+def voc_det(
+    root: Root,
+    out: Out,
+    name: Name = None,
+    on_bad_row: Bad = OnBadRow.fail,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    json: JsonFile = None,
+) -> None:
+    _run("voc_det", {"root": root}, out, name, on_bad_row, overwrite, threads, json)
+
+
+@app.command("coco_seg", help=_help("coco_seg", COCO_ROOT))
+def coco_seg(
+    out: Out,
+    root: CocoRoot = None,
+    train_annotations: TrainJson = None,
+    val_annotations: ValJson = None,
+    train_images: TrainImages = None,
+    val_images: ValImages = None,
+    name: Name = None,
+    on_bad_row: Bad = OnBadRow.fail,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    json: JsonFile = None,
+) -> None:
+    options = _coco_options(root, train_annotations, val_annotations, train_images, val_images)
+    _run("coco_seg", options, out, name, on_bad_row, overwrite, threads, json)
+
+
+@app.command("coco_det", help=_help("coco_det", COCO_ROOT))
+def coco_det(
+    out: Out,
+    root: CocoRoot = None,
+    train_annotations: TrainJson = None,
+    val_annotations: ValJson = None,
+    train_images: TrainImages = None,
+    val_images: ValImages = None,
+    name: Name = None,
+    on_bad_row: Bad = OnBadRow.fail,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    json: JsonFile = None,
+) -> None:
+    options = _coco_options(root, train_annotations, val_annotations, train_images, val_images)
+    _run("coco_det", options, out, name, on_bad_row, overwrite, threads, json)
+
+
+@app.command(help=_help("cars", CARS_ROOT))
+def cars(
+    root: Root,
+    out: Out,
+    name: Name = None,
+    on_bad_row: Bad = OnBadRow.fail,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    json: JsonFile = None,
+) -> None:
+    _run("cars", {"root": root}, out, name, on_bad_row, overwrite, threads, json)
 
 
 @app.command(help=CONVERTERS["cub200"].help)
@@ -117,6 +231,22 @@ def drawn(
     _run("drawn", options, out, name, OnBadRow.fail, overwrite, None, json)
 
 
+def _coco_options(
+    root: str | None,
+    train_annotations: str | None,
+    val_annotations: str | None,
+    train_images: str | None,
+    val_images: str | None,
+) -> dict[str, Any]:
+    return {
+        "root": root,
+        "train_annotations": train_annotations,
+        "val_annotations": val_annotations,
+        "train_images": train_images,
+        "val_images": val_images,
+    }
+
+
 def _run(
     converter_name: str,
     options: dict[str, Any],
@@ -154,6 +284,9 @@ def _run(
     for split, result in splits.items():
         for message in result.skipped[:10]:
             notices.print(f"skipped in {split}: {message}", markup=False, soft_wrap=True)
+        for what, count in result.tally.items():
+            if count:
+                notices.print(f"{split}: {what}: {count:,}", markup=False)
     _print_table(out, splits)
 
 
@@ -168,6 +301,7 @@ def _summary(out: str, splits: dict[str, ConvertedSplit]) -> dict[str, Any]:
                 "record_batches": sum(len(s.batch_rows) for s in result.manifest.shards),
                 "bytes": sum(s.bytes for s in result.manifest.shards),
                 "skipped": list(result.skipped),
+                "tally": result.tally,
                 "digest": result.manifest.digest,
             }
             for split, result in splits.items()

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from sr4ir_dist import experiments, recipes, storage
+from sr4ir_dist.analysis.seeds import over_seeds
 from sr4ir_dist.cli import (
     Address,
     CacheDir,
@@ -21,7 +22,8 @@ from sr4ir_dist.cli import (
     user_errors,
     write_result,
 )
-from sr4ir_dist.config import Experiment, from_json, override
+from sr4ir_dist.config import Experiment, from_json
+from sr4ir_dist.overrides import override
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -50,9 +52,14 @@ def main(
     address: Address = None,
     cache_dir: CacheDir = None,
     log_every: Annotated[int, typer.Option(min=1, help="Steps between lines of progress.")] = 10,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Train once with each seed, such as 1,2,3; report mean and spread."),
+    ] = None,
     json_file: JsonFile = None,
     list_names: Annotated[
-        bool, typer.Option("--list", help="List the experiments and end.")
+        bool,
+        typer.Option("--list", help="List data, networks and recipes, or what NAME is part of."),
     ] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the experiment and end.")] = False,
 ) -> None:
@@ -66,7 +73,7 @@ def main(
         python jobs/train.py drawn_cls/edsr-x4/sr4ir --data datasets/drawn --workers 2
     """
     if list_names:
-        _list()
+        _list(name)
         return
     with user_errors():
         experiment = _experiment(name, experiment_file, settings or [])
@@ -82,17 +89,40 @@ def main(
 
     with user_errors(launch.TrainingError):
         refuse_job_folder(storage_uri)
-        plan = make_plan(experiment, data=data, storage_uri=storage_uri)
-        result = launch.finished_result(plan)
-        if result is None:
-            console.print(f"run [bold]{plan.run}[/] in {plan.run_uri}", highlight=False)
-            launch.connect(address)
-            resources = launch.Resources(workers, cpus, gpu, max_failures)
-            result = launch.train(plan, resources, log_every=log_every, cache_dir=cache_dir)
+        chosen = [experiment] if seeds is None else _with_seeds(experiment, seeds)
+        plans = [make_plan(each, data=data, storage_uri=storage_uri) for each in chosen]
+        resources = launch.Resources(workers, cpus, gpu, max_failures)
+        results = []
+        for plan in plans:
+            result = launch.finished_result(plan)
+            if result is None:
+                console.print(f"run [bold]{plan.run}[/] in {plan.run_uri}", highlight=False)
+                launch.connect(address)
+                result = launch.train(plan, resources, log_every=log_every, cache_dir=cache_dir)
+            else:
+                console.print(f"run [bold]{plan.run}[/] is finished already", highlight=False)
+            _print_result(result)
+            results.append(result)
+        if seeds is None:
+            write_result(json_file, results[0])
         else:
-            console.print(f"run [bold]{plan.run}[/] is finished already", highlight=False)
-        _print_result(result)
-        write_result(json_file, result)
+            figures = over_seeds(results)
+            console.print(_spread(experiment.name, [each.seed for each in chosen], figures))
+            write_result(json_file, {"runs": results, "metrics": figures})
+
+
+def _with_seeds(experiment: Experiment, seeds: str) -> list[Experiment]:
+    parts = [part.strip() for part in seeds.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise ValueError(f"--seeds {seeds}: expected different whole numbers such as 1,2,3")
+    return [override(experiment, [f"seed={part}"]) for part in parts]
+
+
+def _spread(name: str, seeds: list[int], figures: dict[str, dict[str, float]]) -> Table:
+    table = Table("", "mean", "std", "min", "max", title=f"{name}, seeds {seeds}")
+    for figure, spread in figures.items():
+        table.add_row(figure, *(f"{spread[key]:.4g}" for key in ("mean", "std", "min", "max")))
+    return table
 
 
 def _experiment(name: str | None, file: str | None, settings: list[str]) -> Experiment:
@@ -104,14 +134,24 @@ def _experiment(name: str | None, file: str | None, settings: list[str]) -> Expe
     return override(experiments.make(name), settings)
 
 
-def _list() -> None:
-    table = Table("experiment", "paper", "what it trains")
-    for name in experiments.names():
-        recipe = recipes.RECIPES[name.rpartition("/")[2]]
+def _list(part: str | None) -> None:
+    if part is not None:
+        for name in experiments.names():
+            if part in name:
+                console.print(name, highlight=False)
+        return
+    names = Table("data", "what it is", title="DATA/SR-xSCALE/RECIPE, DATA/xSCALE/l2t, DATA/h2t")
+    for name, data in experiments.DATA.items():
+        names.add_row(name, data.about)
+    console.print(names)
+    table = Table("recipe", "paper", "what it trains")
+    table.columns[0].no_wrap = True
+    for name, recipe in recipes.RECIPES.items():
         table.add_row(name, recipe.title, recipe.about)
     console.print(table)
-    for name, (about, _) in experiments.DATA.items():
-        console.print(f"[bold]{name}[/]: {about}")
+    scales = ", ".join(f"x{scale}" for scale in experiments.SCALES)
+    console.print(f"SR networks: {', '.join(experiments.SR_NETWORKS)}; scales: {scales}")
+    console.print(f"{len(experiments.names())} names; `--list voc_det/edsr-x8` lists those with it")
 
 
 def _show(experiment: Experiment) -> None:
@@ -125,18 +165,36 @@ def _show(experiment: Experiment) -> None:
             for term in phase.terms
         )
         console.print(f"phase {number} updates {' and '.join(phase.updates)} by {terms}")
-    for role, origin in recipe.init_from.items():
-        network = getattr(experiment, role)
-        start = network.start or f"the run of recipe {origin}"
-        if origin == recipes.PRETRAINED:
-            start = network.weights or "a random start"
-        console.print(f"the {role} network starts from {start}", highlight=False)
+    for network, origin in recipe.init_from.items():
+        start = _start(experiment, network, origin)
+        console.print(f"the {network} network starts from {start}", highlight=False)
+    if recipe.choices:
+        console.print(f"what the paper leaves open: {recipe.choices}", highlight=False)
+
+
+def _start(experiment: Experiment, network: str, origin: str) -> str:
+    fixed = experiment.fixed
+    if origin != recipes.PRETRAINED:
+        start = fixed.oracle if network == "oracle" else getattr(experiment, network).start
+        return start or f"the run of recipe {origin}"
+    if network == "vgg":
+        return fixed.vgg
+    settings = getattr(experiment, network)
+    if settings.weights is None:
+        return f"a random start (give one by --set {network}.weights=URI)"
+    note = ""
+    if network == "sr" and experiment.scale == 8 and settings.weights == experiments.DIV2K:
+        note = ", which are not public for EDSR x8: pre-train with folder_sr/edsr-x8/pretrain"
+    how = ", what fits of them" if settings.partial else ""
+    return f"the weights {settings.weights}{how}{note if settings.network == 'edsr' else ''}"
 
 
 def _print_result(result: dict) -> None:
     table = result_table(result["experiment"], result["metrics"])
     table.add_row("steps", str(result["steps"]))
     table.add_row("training time", f"{result['seconds']:.0f} s on {result['world_size']} worker(s)")
+    for note in result["notes"]:
+        table.add_row("note", note)
     table.add_row("run", result["run_uri"])
     table.add_row("checkpoint", result["checkpoint"])
     console.print(table)

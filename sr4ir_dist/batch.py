@@ -18,8 +18,11 @@ class Batch:
             Smaller images are padded right and bottom by edge replication to the share's
             largest height and width.
         sizes: int64 N,2, each image's height and width before that padding; stays on the CPU.
-        targets: what the task trains on: int64 labels N for classification, None where the
-            loader was not asked for targets.
+        targets: what the task trains on; None where the loader was not asked for targets.
+            Classification: int64 labels N. Segmentation: uint8 class numbers N,H,W with 0 for the
+            background and 255 for void and for padding. Detection: a tuple of N dicts of boxes
+            (float32 n,4: x0, y0, x1, y1 in pixels), labels (int64 n, from 1), crowd (bool n) and
+            image_id (int64 of one number: the sample's key).
         ids: the samples' names, for people.
         keys: int64 N, the samples' row numbers in the split: what `keyed.uniform` is keyed by.
         global_size: how many samples this step has over all ranks.
@@ -40,7 +43,16 @@ class Batch:
         hr = self.hr.to(device, non_blocking=True)
         if not hr.is_floating_point():
             hr = hr.to(torch.float32) / 255
-        targets = self.targets
-        if isinstance(targets, Tensor):
-            targets = targets.to(device, non_blocking=True)
+        targets = _moved(self.targets, device)
         return replace(self, hr=hr, targets=targets, keys=self.keys.to(device, non_blocking=True))
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    """A tensor, or tuples and dicts of tensors, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: _moved(item, device) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device) for item in value)
+    return value

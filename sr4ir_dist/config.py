@@ -16,6 +16,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Role = Literal["sr", "task"]
+Network = Literal["sr", "task", "oracle", "vgg"]
+"""The trainable roles, and two networks that only ever judge: the oracle is a second task network
+with the weights of H->T, `vgg` an ImageNet network whose features some recipes compare."""
+TaskName = Literal["classification", "segmentation", "detection"]
 Scale = Literal[2, 4, 8]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -23,8 +27,20 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 SSIM_WINDOW = 11
 """Side of SSIM's window in pixels."""
+TASK_NETWORKS: dict[str, tuple[str, ...]] = {
+    "classification": ("resnet18",),
+    "segmentation": ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50"),
+    "detection": ("fasterrcnn_mobilenet_v3_large_fpn",),
+}
+"""torchvision's networks of each task; the first is the paper's."""
+_TRANSFORMS = {
+    "classification": ("resize_crop", "patch"),
+    "segmentation": ("resize_crop",),
+    "detection": ("flip",),
+}
 
-_NAMED = ("name", "recipe", "scale")
+NAMED = ("name", "recipe", "scale")
+"""What an experiment's name says, so that no setting may say otherwise."""
 
 
 class ExperimentError(ValueError):
@@ -40,12 +56,17 @@ class Settings(BaseModel):
 class DataSettings(Settings):
     """How a sample becomes a training or evaluation image (paper section 4.1, supplement)."""
 
-    transform: Literal["resize_crop", "patch"] = "resize_crop"
-    """`resize_crop`: short side to `resize`, then a `crop` square. `patch`: HR patches for SR."""
+    transform: Literal["resize_crop", "flip", "patch"] = "resize_crop"
+    """`resize_crop`: short side to `resize`, then a `crop` square. `flip`: images as they are
+    (detection). `patch`: HR patches for SR."""
     resize: Positive = 256
     """Short side in pixels before the crop (`resize_crop` only)."""
     crop: Positive = 224
     """Side of the training crop in HR pixels; a multiple of the scale."""
+    center_crop: bool = True
+    """Evaluate the central crop (classification), or the whole resized image (segmentation)."""
+    shrink: Positive | None = None
+    """Short side to which larger images are brought (`flip` only); None keeps them as they are."""
 
 
 class DegradationSettings(Settings):
@@ -53,19 +74,30 @@ class DegradationSettings(Settings):
 
     kind: Literal["bicubic", "bicubic_antialias"] = "bicubic"
     """`bicubic` is the paper's, without antialiasing; `bicubic_antialias` is MATLAB's kind."""
+    blur: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
+    """Standard deviation, in HR pixels, of a Gaussian blur before it (Table S5); 0 for none."""
 
 
 class SRNetwork(Settings):
     """The SR network and where its weights start."""
 
-    network: Literal["edsr", "bilinear", "bicubic"] = "edsr"
-    """`edsr`, or an interpolation, which has no weights and cannot be trained."""
+    network: Literal["edsr", "swinir", "bilinear", "bicubic"] = "edsr"
+    """`edsr` or `swinir`, or an interpolation, which has no weights and cannot be trained."""
     blocks: Positive = 16
-    """Residual blocks of EDSR."""
+    """Residual blocks of EDSR; groups of SwinIR (6)."""
     features: Positive = 64
-    """Channels of EDSR."""
+    """Channels; SwinIR has 180."""
+    depth: Positive = 6
+    """Transformer blocks of a group (SwinIR)."""
+    heads: Positive = 6
+    """Attention heads (SwinIR); they divide the channels."""
+    window: Annotated[int, Field(ge=2, multiple_of=2)] = 8
+    """Side of an attention window in LR pixels (SwinIR)."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Stochastic depth of the last block (SwinIR)."""
     weights: str | None = None
-    """Where a pretrained start comes from: a weight file, a checkpoint or a run (path or URI)."""
+    """Where a pretrained start comes from: a weight file, a checkpoint or a run (path or URI), or
+    the name of published weights (`DIV2K`)."""
     partial: bool = False
     """Load what fits from `weights` and keep the rest as initialised."""
     start: str | None = None
@@ -75,16 +107,33 @@ class SRNetwork(Settings):
 class TaskNetwork(Settings):
     """The recognition task, its network and where its weights start."""
 
-    name: Literal["classification"] = "classification"
-    network: Literal["resnet18"] = "resnet18"
+    name: TaskName = "classification"
+    network: str = "resnet18"
+    """One of `TASK_NETWORKS`."""
     classes: Positive | None = None
-    """Number of classes; None takes it from the dataset's manifest."""
+    """Number of classes without background; None takes it from the dataset's manifest."""
+    min_size: Positive = 800
+    """Short side in pixels to which a detector brings its images."""
+    max_size: Positive = 1333
+    """Long side that a detector's images may not pass."""
     weights: str | None = None
-    """Where a pretrained start comes from: a weight file, a checkpoint or a run (path or URI)."""
+    """Where a pretrained start comes from: a weight file, a checkpoint or a run (path or URI), or
+    the name of torchvision's weights (`IMAGENET1K_V1`, for the backbone)."""
     partial: bool = False
     """Load what fits from `weights` and keep the rest as initialised."""
     start: str | None = None
     """A checkpoint or run to start from in place of the one that the recipe names."""
+
+
+class FixedNetworks(Settings):
+    """Networks in whose features some recipes compare images, and which never learn."""
+
+    oracle: str | None = None
+    """A checkpoint or run of recipe h2t; None: the one at the same settings (Table 6 B)."""
+    vgg: str = "IMAGENET1K_V1"
+    """ImageNet weights of VGG19: a file or torchvision's name (Tables 6 A and S1)."""
+    vgg_layer: Literal["conv2_2", "conv3_4", "conv4_4", "conv5_4"] = "conv5_4"
+    """The convolution whose output is compared, before its ReLU."""
 
 
 class AdamW(Settings):
@@ -108,6 +157,8 @@ class SGD(Settings):
     lr: Rate = 3e-2
     lr_floor: Weight = 1e-4
     """Learning rate at the end of each cosine period."""
+    aux_factor: Annotated[float, Field(gt=0, le=1000)] = 10.0
+    """The rate of segmentation's auxiliary head, as a multiple of `lr`."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Weight = 1e-4
 
@@ -124,7 +175,10 @@ class LossWeights(Settings):
 
     pixel: Weight = 1.0
     tdp: Weight = 1.0
+    perceptual: Weight = 1.0
     task: Weight = 1.0
+    adversarial: Weight = 1.0
+    real_fake: Weight = 1.0
 
 
 class CQMixSettings(Settings):
@@ -152,6 +206,9 @@ class EvaluationSettings(Settings):
     """Pixels cut from every side before PSNR and SSIM."""
     channel: Literal["rgb", "y"] = "rgb"
     """PSNR and SSIM on RGB (the paper), or on luma (SR benchmarks)."""
+    lpips: str | None = None
+    """Report LPIPS too: ImageNet weights of VGG16, a file or torchvision's name. Where they cannot
+    be had, there is no figure."""
 
 
 class CheckpointSettings(Settings):
@@ -178,12 +235,15 @@ class Experiment(Settings):
     epochs: Positive = 200
     warmup_epochs: NonNegative = 20
     """First epochs without terms that start after the warm-up (the TDP loss)."""
+    lr_warmup_epochs: NonNegative = 0
+    """First epochs in which the learning rates rise linearly (detection: 1)."""
     batch_size: Positive = 128
     """Images of a training step over all ranks."""
     data: DataSettings = DataSettings()
     degradation: DegradationSettings = DegradationSettings()
     sr: SRNetwork | None = SRNetwork()
     task: TaskNetwork | None = TaskNetwork()
+    fixed: FixedNetworks = FixedNetworks()
     optimizers: Optimizers = Optimizers()
     losses: LossWeights = LossWeights()
     cqmix: CQMixSettings = CQMixSettings()
@@ -197,7 +257,7 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Experiment:
-        if self.data.crop % self.scale:
+        if self.data.transform != "flip" and self.data.crop % self.scale:
             raise ValueError(f"data.crop={self.data.crop} must be a multiple of scale={self.scale}")
         if self.data.transform == "resize_crop" and self.data.crop > self.data.resize:
             raise ValueError(
@@ -209,10 +269,11 @@ class Experiment(Settings):
                 f"data.crop={self.data.crop} leaves nothing to judge: evaluation.border="
                 f"{self.evaluation.border} and SSIM's window of {SSIM_WINDOW} need {smallest}"
             )
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(
-                f"warmup_epochs={self.warmup_epochs} must not exceed epochs={self.epochs}"
-            )
+        for field in ("warmup_epochs", "lr_warmup_epochs"):
+            if getattr(self, field) > self.epochs:
+                raise ValueError(
+                    f"{field}={getattr(self, field)} must not exceed epochs={self.epochs}"
+                )
         for role in ("sr", "task"):
             optimizer = getattr(self.optimizers, role)
             if optimizer.lr_floor > optimizer.lr:
@@ -220,6 +281,28 @@ class Experiment(Settings):
                     f"optimizers.{role}.lr_floor={optimizer.lr_floor} must not exceed "
                     f"optimizers.{role}.lr={optimizer.lr}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_networks(self) -> Experiment:
+        task, sr = self.task, self.sr
+        if task is not None:
+            if task.network not in TASK_NETWORKS[task.name]:
+                raise ValueError(
+                    f"task.network={task.network!r} is none for {task.name}; allowed: "
+                    f"{', '.join(TASK_NETWORKS[task.name])}"
+                )
+            if task.min_size > task.max_size:
+                raise ValueError(
+                    f"task.min_size={task.min_size} must not exceed task.max_size={task.max_size}"
+                )
+            if self.data.transform not in _TRANSFORMS[task.name]:
+                raise ValueError(
+                    f"data.transform={self.data.transform!r} does not fit task.name={task.name!r};"
+                    f" allowed: {', '.join(_TRANSFORMS[task.name])}"
+                )
+        if sr is not None and sr.network == "swinir" and sr.features % sr.heads:
+            raise ValueError(f"sr.features={sr.features} must be a multiple of sr.heads={sr.heads}")
         return self
 
     def digest(self, *, data: str) -> str:
@@ -258,36 +341,6 @@ def from_tree(tree: Any) -> Experiment:
         raise ExperimentError(_explain(error)) from error
 
 
-def override(experiment: Experiment, assignments: Iterable[str]) -> Experiment:
-    """Return the experiment with `key.path=value` assignments applied in order.
-
-    Values are JSON (`4`, `1e-3`, `null`, `[0.9, 0.99]`); what is not JSON is taken as a string.
-
-    Raises:
-        ExperimentError: no `=` in an assignment, an unknown key (the nearest one is named), or a
-            value of the wrong type or range.
-    """
-    tree = experiment.model_dump(mode="json")
-    known = field_paths()
-    for assignment in assignments:
-        path, separator, text = assignment.partition("=")
-        path = path.strip()
-        if not separator:
-            raise ExperimentError(f"--set {assignment!r} must have the form key.path=value")
-        if path in _NAMED:
-            raise ExperimentError(
-                f"--set {assignment}: {path} is part of the experiment's name; name another one"
-            )
-        if path not in known:
-            raise ExperimentError(_unknown(path, known))
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        _assign(tree, path, value)
-    return from_tree(tree)
-
-
 def field_paths() -> dict[str, Any]:
     """Every dotted path of an Experiment and its type."""
     return dict(_paths(Experiment, ""))
@@ -307,24 +360,9 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    node = tree
-    for depth, parent in enumerate(parents):
-        if node[parent] is None:
-            group = ".".join(parents[: depth + 1])
-            raise ExperimentError(
-                f"--set {path}={value}: this experiment has no {group} network, so {group} is null"
-            )
-        node = node[parent]
-        if not isinstance(node, dict):
-            group = ".".join(parents[: depth + 1])
-            raise ExperimentError(f"--set {path}={value}: {group} was set to {node!r} before")
-    node[last] = value
-
-
-def _unknown(path: str, known: Mapping[str, Any]) -> str:
-    settable = [name for name in known if name not in _NAMED]
+def unknown_field(path: str, known: Mapping[str, Any]) -> str:
+    """The message for a field that is not there, with the nearest that is."""
+    settable = [name for name in known if name not in NAMED]
     last = path.rpartition(".")[2]
     nearest = difflib.get_close_matches(path, settable, n=1, cutoff=0.5) or [
         name for name in settable if name.rpartition(".")[2] == last
@@ -339,7 +377,7 @@ def _explain(error: ValidationError) -> str:
         path = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            lines.append(_unknown(path, field_paths()))
+            lines.append(unknown_field(path, field_paths()))
         elif path:
             lines.append(f"{path}={problem['input']!r}: {message}")
         else:

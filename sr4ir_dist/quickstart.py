@@ -10,10 +10,10 @@ import torch
 
 from sr4ir_dist import experiments, storage
 from sr4ir_dist.analysis.comparison import write_comparison
-from sr4ir_dist.config import override
 from sr4ir_dist.data.convert import CONVERTERS
 from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.data.shards import has_split
+from sr4ir_dist.overrides import override
 from sr4ir_dist.training import launch
 from sr4ir_dist.training.plan import make_plan
 

@@ -20,7 +20,17 @@ ROOMS = (
     {"checkpoint"},
     {"tasks", "losses", "metrics"},
     {"networks", "data"},
-    {"batch", "degradation", "cqmix", "keyed", "experiments", "recipes", "config", "storage"},
+    {
+        "batch",
+        "degradation",
+        "cqmix",
+        "keyed",
+        "experiments",
+        "recipes",
+        "config",
+        "overrides",
+        "storage",
+    },
 )
 # Imports that no code of the room may have, at any depth of a function.
 FORBIDDEN_LIBRARIES = {

@@ -5,30 +5,44 @@ import json
 import pytest
 
 from sr4ir_dist import config, experiments
-from sr4ir_dist.config import Experiment, ExperimentError, field_paths, from_json, override
+from sr4ir_dist.config import Experiment, ExperimentError, field_paths, from_json
+from sr4ir_dist.overrides import override
 
 NAME = "drawn_cls/edsr-x4/sr4ir"
 CHANGES = {
     "seed": 1,
     "epochs": 21,
     "warmup_epochs": 3,
+    "lr_warmup_epochs": 1,
     "batch_size": 31,
     "data.transform": "patch",
     "data.resize": 80,
     "data.crop": 60,
+    "data.center_crop": False,
+    "data.shrink": 50,
     "degradation.kind": "bicubic_antialias",
+    "degradation.blur": 5.0,
     "sr.network": "bilinear",
     "sr.blocks": 5,
     "sr.features": 33,
+    "sr.depth": 2,
+    "sr.heads": 3,
+    "sr.window": 4,
+    "sr.drop_path": 0.2,
     "sr.weights": "a.pt",
     "sr.partial": True,
     "sr.start": "runs/one",
-    "task.name": None,  # one value is allowed
+    "task.name": None,  # no other fits the network
     "task.network": None,
     "task.classes": 7,
+    "task.min_size": 100,
+    "task.max_size": 900,
     "task.weights": "b.pt",
     "task.partial": True,
     "task.start": "runs/two",
+    "fixed.oracle": "runs/three",
+    "fixed.vgg": "c.pt",
+    "fixed.vgg_layer": "conv2_2",
     "optimizers.sr.type": None,
     "optimizers.sr.lr": 2e-4,
     "optimizers.sr.lr_floor": 2e-6,
@@ -37,11 +51,15 @@ CHANGES = {
     "optimizers.task.type": None,
     "optimizers.task.lr": 0.5,
     "optimizers.task.lr_floor": 1e-3,
+    "optimizers.task.aux_factor": 2.0,
     "optimizers.task.momentum": 0.8,
     "optimizers.task.weight_decay": 0.2,
     "losses.pixel": 0.5,
     "losses.tdp": 2.0,
+    "losses.perceptual": 0.1,
     "losses.task": 3.0,
+    "losses.adversarial": 0.2,
+    "losses.real_fake": 0.3,
     "cqmix.grid": 8,
     "batch_norm": "local",
     "precision": "bf16",
@@ -51,6 +69,7 @@ CHANGES = {
     "evaluation.batch_size": 9,
     "evaluation.border": 4,
     "evaluation.channel": "y",
+    "evaluation.lpips": "d.pt",
     "checkpoint.every_epochs": 2,
     "checkpoint.every_steps": 11,
     "checkpoint.keep": 5,
@@ -154,7 +173,7 @@ def test_values_are_json_and_anything_else_is_a_string(experiment):
         ("losses.tdp=Infinity", ["losses.tdp=inf", "finite"]),
         ("optimizers.sr.betas=[0.9]", ["optimizers.sr.betas"]),
         ("sr=[]", ["sr=[]"]),
-        ('sr={"depth": 3}', ["unknown key 'sr.depth'"]),
+        ('sr={"width": 3}', ["unknown key 'sr.width'"]),
         ("data.crop=30", ["data.crop=30 must be a multiple of scale=4"]),
         ("data.crop=96", ["data.crop=96 must not exceed data.resize=64"]),
         ("data.crop=24", ["data.crop=24", "evaluation.border=8"]),
@@ -212,3 +231,31 @@ def test_experiments_cannot_be_changed_in_place(experiment):
     with pytest.raises(config.ValidationError, match="frozen"):
         experiment.sr.blocks = 3
     assert isinstance(experiment, Experiment)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        (NAME, ["task.network=resnet50"], "task.network='resnet50' is none for classification"),
+        (NAME, ["task.name=detection"], "is none for detection; allowed: fasterrcnn_"),
+        ("drawn_det/h2t", ["task.min_size=900"], "task.min_size=900 must not exceed task.max_size"),
+        (
+            "drawn_det/h2t",
+            ["data.transform=patch"],
+            "does not fit task.name='detection'; allowed: f",
+        ),
+        ("drawn_seg/h2t", ["data.transform=flip"], "allowed: resize_crop"),
+        (
+            "drawn_seg/swinir-x4/s",
+            ["sr.heads=5"],
+            "sr.features=24 must be a multiple of sr.heads=5",
+        ),
+        (NAME, ["lr_warmup_epochs=30"], "lr_warmup_epochs=30 must not exceed epochs=20"),
+        (NAME, ["degradation.blur=-1"], "degradation.blur=-1: Input should be greater"),
+        (NAME, ["sr.window=3"], "sr.window=3: Input should be a multiple of 2"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(name, settings, message):
+    with pytest.raises(ExperimentError) as caught:
+        override(experiments.make(name), settings)
+    assert message in str(caught.value)

@@ -11,6 +11,7 @@ from sr4ir_dist.degradation import (
     crop_back,
     degrade,
     enlarge_bilinear,
+    gaussian_blur,
     pad_to,
     pad_to_multiple,
     quantize,
@@ -154,3 +155,27 @@ def test_antialias_agrees_with_set5s_lr_files(real_data: Path, scale: int) -> No
     assert torch.cat(inside).max() <= 2
     assert torch.cat(everywhere).mean() < 0.25
     assert torch.cat(plain).mean() > 4
+
+
+@pytest.mark.parametrize("sigma", [5, 10, 15])
+def test_the_blur_is_scipys_gaussian_and_keeps_level_images(sigma):
+    from scipy.ndimage import gaussian_filter
+
+    image = torch.rand(2, 3, 96, 100, dtype=torch.float64)
+    expected = [
+        gaussian_filter(plane.numpy(), sigma, mode="mirror", radius=3 * sigma)
+        for plane in image.flatten(0, 1)
+    ]
+    blurred = gaussian_blur(image, sigma)
+    torch.testing.assert_close(
+        blurred.flatten(0, 1), torch.stack([torch.from_numpy(plane) for plane in expected])
+    )
+    level = torch.full((1, 3, 20, 70), 0.3, dtype=torch.float64)  # too small to be mirrored
+    torch.testing.assert_close(gaussian_blur(level, sigma), level)
+    assert gaussian_blur(image[:0], sigma).shape == (0, 3, 96, 100)
+
+
+def test_a_blur_comes_before_the_degradation():
+    hr = torch.rand(2, 3, 64, 64)
+    assert torch.equal(degrade(hr, 8, blur=5.0), degrade(gaussian_blur(hr, 5.0), 8))
+    assert torch.equal(degrade(hr, 8, blur=0.0), degrade(hr, 8))

@@ -1,5 +1,6 @@
 """Names and the experiments, prerequisites and runs that they stand for."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,59 +9,111 @@ import pytest
 import torch
 
 from sr4ir_dist import experiments, recipes
-from sr4ir_dist.config import Experiment, ExperimentError, override
+from sr4ir_dist.config import TASK_NETWORKS, ExperimentError
 from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
 from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.networks import SR_NETWORKS
 from sr4ir_dist.networks.edsr import EDSR
 from sr4ir_dist.networks.pretrained import WeightsError
+from sr4ir_dist.overrides import override
 from sr4ir_dist.recipes import PRETRAINED, RECIPES
-from sr4ir_dist.tasks import TASKS
 from sr4ir_dist.training.plan import make_plan
 
 NAMES = experiments.names()
 SHORT = ["epochs=3", "warmup_epochs=1", "batch_size=8", "seed=5"]
 
 
-def test_names_are_unique_and_cover_data_scales_and_recipes():
+def test_names_are_unique_and_cover_data_networks_scales_and_recipes():
     assert len(set(NAMES)) == len(NAMES)
-    classification = [data for data in experiments.DATA if data != "folder_sr"]
-    # Per classification set six recipes with an SR network and L->T at each scale, and the oracle.
-    assert len(NAMES) == len(classification) * (7 * 3 + 1) + 3
-    assert {name.rpartition("/")[2] for name in NAMES} == RECIPES.keys()
+    recipes_ = {name.rpartition("/")[2] for name in NAMES}
+    assert recipes_ == RECIPES.keys()
+    for data in experiments.DATA:
+        own = [name for name in NAMES if name.startswith(f"{data}/")]
+        if data == "folder_sr":
+            assert len(own) == len(experiments.SR_NETWORKS) * 3
+            continue
+        with_sr = [name for name, recipe in RECIPES.items() if "sr" in recipe.init_from]
+        # SR4IR and L->T also at Table S5's three blurs; the oracle has one name.
+        assert len(own) == (len(with_sr) + 3) * len(experiments.SR_NETWORKS) * 3 + 4 * 3 + 1
     assert {"cub200/edsr-x8/sr4ir", "drawn_cls/h2t", "folder_cls/x4/l2t"} <= set(NAMES)
+    assert {"voc_seg/edsr-x8-blur10/sr4ir", "voc_seg/x8-blur15/l2t"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_name_builds_what_it_says(name):
+@pytest.mark.parametrize("data", experiments.DATA)
+def test_every_name_builds_what_it_says(data):
+    for name in (name for name in NAMES if name.startswith(f"{data}/")):
+        experiment = experiments.make(name)
+        _, *middle, recipe = name.split("/")
+        roles = RECIPES[recipe].init_from
+        assert (experiment.name, experiment.recipe) == (name, recipe)
+        assert (experiment.sr is not None) == ("sr" in roles)
+        assert (experiment.task is not None) == ("task" in roles)
+        assert experiments.relevant(experiment) == experiment
+        if middle:
+            size, _, blur = middle[0].rpartition("x")[2].partition("-blur")
+            assert (experiment.scale, experiment.degradation.blur) == (int(size), float(blur or 0))
+        if experiment.sr is not None:
+            assert experiment.sr.network in SR_NETWORKS
+            assert middle[0].startswith(experiment.sr.network)
+        if experiment.task is not None:
+            assert experiment.task.network in TASK_NETWORKS[experiment.task.name]
+
+
+def test_the_grid_is_the_92_runs_behind_tables_1_to_3():
+    grid = experiments.grid()
+    assert len(set(grid)) == len(grid) == 92
+    assert set(grid) <= set(NAMES)
+    for data in ("voc_seg", "voc_det", "cars", "cub200"):
+        assert sum(name.startswith(f"{data}/") for name in grid) == 23
+
+
+PAPER = {
+    # epochs, warm-up, batch, seed, rate of the task network, weight decay, CQMix grid
+    "voc_seg": (100, 10, 16, 200, 2e-2, 1e-6, 8),
+    "voc_det": (30, 3, 16, 100, 2e-2, 1e-4, 8),
+    "cars": (200, 20, 128, 200, 3e-2, 1e-4, 4),
+    "cub200": (200, 20, 128, 200, 3e-2, 1e-4, 4),
+}
+
+
+@pytest.mark.parametrize("name", experiments.grid())
+def test_the_papers_settings(name):
     experiment = experiments.make(name)
-    data, *middle, recipe = name.split("/")
-    roles = RECIPES[recipe].init_from
-    assert (experiment.name, experiment.recipe) == (name, recipe)
-    assert (experiment.sr is not None) == ("sr" in roles)
-    assert (experiment.task is not None) == ("task" in roles)
-    if middle:
-        assert f"x{experiment.scale}" == middle[0].rpartition("-")[2]
-    if experiment.sr is not None:
-        assert experiment.sr.network in SR_NETWORKS
-        assert middle[0].startswith(experiment.sr.network)
-    if experiment.task is not None:
-        assert experiment.task.name in TASKS
-    assert data in experiments.DATA
-
-
-def test_the_papers_settings_of_classification():
-    experiment = experiments.make("cub200/edsr-x8/sr4ir")
-    assert (experiment.epochs, experiment.warmup_epochs, experiment.batch_size) == (200, 20, 128)
-    assert (experiment.data.resize, experiment.data.crop, experiment.seed) == (256, 224, 200)
-    sr, task = experiment.optimizers.sr, experiment.optimizers.task
-    assert (sr.lr, sr.betas, sr.weight_decay, sr.lr_floor) == (1e-4, (0.9, 0.999), 0.0, 1e-6)
-    assert (task.lr, task.momentum, task.weight_decay, task.lr_floor) == (3e-2, 0.9, 1e-4, 1e-4)
-    assert experiment.cqmix.grid == 4
-    assert experiment.sr is not None
-    assert (experiment.sr.blocks, experiment.sr.features) == (16, 64)
+    epochs, warmup, batch, seed, rate, decay, grid = PAPER[name.partition("/")[0]]
+    optimizers = experiment.optimizers
+    assert (experiment.epochs, experiment.batch_size, experiment.seed) == (epochs, batch, seed)
+    assert experiment.warmup_epochs == (warmup if name.endswith("sr4ir") else 0)
+    assert (optimizers.task.lr, optimizers.task.weight_decay) == (rate, decay)
+    assert (optimizers.task.momentum, optimizers.task.lr_floor) == (0.9, 1e-4)
+    assert (optimizers.sr.lr, optimizers.sr.lr_floor) == (1e-4, 1e-6)
+    assert (optimizers.sr.betas, optimizers.sr.weight_decay) == ((0.9, 0.999), 0.0)
+    assert experiment.lr_warmup_epochs == (1 if "voc_det" in name else 0)
+    if name.endswith("sr4ir"):
+        assert experiment.cqmix.grid == grid
     assert (experiment.evaluation.border, experiment.evaluation.channel) == (8, "rgb")
     assert experiment.degradation.kind == "bicubic"
+    if experiment.sr is not None:
+        sizes = {"edsr": (16, 64), "swinir": (6, 180)}[experiment.sr.network]
+        assert (experiment.sr.blocks, experiment.sr.features) == sizes
+        assert experiment.sr.weights == "DIV2K"
+    if experiment.task is not None:
+        assert experiment.task.weights == "IMAGENET1K_V1"
+
+
+def test_the_papers_image_sizes():
+    seg, det = (experiments.make(f"{data}/h2t").data for data in ("voc_seg", "voc_det"))
+    assert (seg.resize, seg.crop, seg.center_crop) == (520, 480, False)
+    assert (det.transform, det.shrink) == ("flip", None)
+    task = experiments.make("voc_det/h2t").task
+    assert task is not None
+    assert (task.min_size, task.max_size) == (800, 1333)
+
+
+def test_the_papers_images_of_classification():
+    data = experiments.make("cub200/edsr-x8/sr4ir").data
+    assert (data.transform, data.resize, data.crop, data.center_crop) == (
+        "resize_crop", 256, 224, True
+    )  # fmt: skip
 
 
 def test_pre_training_patches_are_48_lr_pixels():
@@ -93,25 +146,18 @@ def test_an_unknown_recipe_is_answered_by_the_nearest():
 
 def test_recipes_start_from_recipes_that_end():
     for recipe in RECIPES.values():
-        for role, origin in recipe.init_from.items():
+        for network, origin in recipe.init_from.items():
             if origin != PRETRAINED:
-                assert role in RECIPES[origin].updates
+                assert {"oracle": "task"}.get(network, network) in RECIPES[origin].updates
 
 
-def starting_from_another():
-    return [
-        (name, origin)
-        for name in NAMES
-        for origin in RECIPES[name.rpartition("/")[2]].init_from.values()
-        if origin != PRETRAINED
-    ]
-
-
-@pytest.mark.parametrize(("name", "origin"), starting_from_another())
-def test_a_prerequisite_is_the_very_experiment_of_its_name(name, origin):
-    first = experiments.prerequisite(experiments.make(name), origin)
-    assert first == experiments.make(first.name)
-    assert first.recipe == origin
+@pytest.mark.parametrize("data", experiments.DATA)
+def test_a_prerequisite_is_the_very_experiment_of_its_name(data):
+    for name in (name for name in NAMES if name.startswith(f"{data}/")):
+        for origin in set(RECIPES[name.rpartition("/")[2]].init_from.values()) - {PRETRAINED}:
+            first = experiments.prerequisite(experiments.make(name), origin)
+            assert first == experiments.make(first.name)
+            assert first.recipe == origin
 
 
 SHARED = [
@@ -246,12 +292,19 @@ def test_a_network_that_the_recipe_needs_cannot_be_left_out(data, tmp_path):
             make_plan(experiment, data=data, storage_uri=str(tmp_path))
 
 
-def test_the_list_of_the_job_is_the_list_of_names():
-    command = [sys.executable, "jobs/train.py", "--list"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root())
-    words = set(re.findall(r"[\w/-]+", done.stdout))
-    assert set(NAMES) - words == set()
-    assert all(isinstance(experiments.make(name), Experiment) for name in NAMES)
+def test_the_job_lists_data_recipes_and_names():
+    def words(*arguments):
+        command = [sys.executable, "jobs/train.py", *arguments, "--list"]
+        environment = os.environ | {"COLUMNS": "200"}
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=root(), env=environment
+        )
+        return set(re.findall(r"[\w/-]+", done.stdout))
+
+    assert experiments.DATA.keys() | RECIPES.keys() | {"edsr", "swinir"} <= words()
+    listed = {word for word in words("voc_det/edsr-x8") if "/" in word}
+    assert listed == {name for name in NAMES if "voc_det/edsr-x8" in name}
+    assert len(listed) > 15
 
 
 def root():

@@ -3,17 +3,29 @@
 import math
 from collections import defaultdict
 
+import published_step
 import pytest
 import torch
+from torch import nn
 
 from sr4ir_dist import experiments
-from sr4ir_dist.config import Experiment, override
+from sr4ir_dist.config import Experiment
+from sr4ir_dist.networks.pretrained import load_state
+from sr4ir_dist.overrides import override
 from sr4ir_dist.training.build import build_networks, make_setup
 from sr4ir_dist.training.engines import PlainEngine
-from sr4ir_dist.training.loop import learning_rates
-from sr4ir_dist.training.step import Inputs, train_step
+from sr4ir_dist.training.schedules import learning_rate
+from sr4ir_dist.training.step import train_step
+from sr4ir_dist.training.views import Inputs
 
-NAMES = {"cls": "cub200"}
+DATA = {"cls": "cub200", "seg": "voc_seg", "det": "voc_det"}
+# What each network has as its output of class scores, background included.
+HEADS = {
+    "cls": "fc.bias",
+    "seg": "classifier.4.bias",
+    "det": "roi_heads.box_predictor.cls_score.bias",
+}
+LR_WARMUP_EPOCHS = {"cls": 0, "seg": 0, "det": 1}
 TOLERANCE = 1e-9
 
 
@@ -22,13 +34,13 @@ class RecordingEngine(PlainEngine):
 
     norms: dict[str, float]
 
-    def step(self, lr):
+    def step(self, rates):
         self.norms = {
             name: p.grad.norm().item()
             for name, p in self.module.named_parameters()
             if p.grad is not None
         }
-        super().step(lr)
+        super().step(rates)
 
 
 def records(folder):
@@ -39,101 +51,201 @@ def records(folder):
 
 
 def make_experiment(record) -> Experiment:
-    settings = record["train_opt"]
-    sr, task = settings["optim_sr"], settings["optim_cls"]
+    settings, task = record["train_opt"], record["task"]
+    network = "swinir" if "conv_first.weight" in record["init_sr"] else "edsr"
+    kinds = [key for key in settings if key.startswith("optim_")]
+    sr = settings["optim_sr"]
+    (learner,) = (settings[key] for key in kinds if key != "optim_sr")
+    classes = len(record["init_task"][HEADS[task]]) - (task != "cls")
     return override(
-        experiments.make(f"{NAMES[record['task']]}/edsr-x{record['scale']}/sr4ir"),
+        experiments.make(f"{DATA[task]}/{network}-x{record['scale']}/sr4ir"),
         [
             f"epochs={settings['epoch']}",
             f"warmup_epochs={settings['warmup_epoch']}",
             f"batch_size={settings['batch_size']}",
-            f"task.classes={len(record['init_task']['fc.bias'])}",
+            f"task.classes={classes}",
             f"optimizers.sr.lr={sr['lr']}",
-            f"optimizers.task.lr={task['lr']}",
-            f"optimizers.task.weight_decay={task['weight_decay']}",
+            f"optimizers.task.lr={learner['lr']}",
+            f"optimizers.task.weight_decay={learner['weight_decay']}",
         ],
     )
 
 
 def assert_like(tensor, summary, what):
+    if not isinstance(summary, dict):
+        summary = torch.as_tensor(summary).double()
+        assert tensor.shape == summary.shape, what
+        largest = summary.abs().max().item() if summary.numel() else 0.0
+        assert (tensor.double() - summary).abs().le(TOLERANCE * largest + 1e-12).all(), what
+        return
     tensor = tensor.detach().double()
-    assert list(tensor.shape) == summary["shape"], what
+    assert list(tensor.shape) == list(summary["shape"]), what
     scale = summary["abs"]
     assert math.isclose(tensor.abs().sum().item(), scale, rel_tol=TOLERANCE), what
     assert abs(tensor.sum().item() - summary["sum"]) <= TOLERANCE * scale, what
     assert math.isclose(tensor.norm().item(), summary["l2"], rel_tol=TOLERANCE), what
+    if not tensor.numel():
+        return
     first = torch.tensor(summary["first"], dtype=torch.float64)
     largest = tensor.abs().max().item()
-    assert (tensor.flatten()[:4] - first).abs().max() <= TOLERANCE * largest, what
+    assert (tensor.flatten()[: len(first)] - first).abs().max() <= TOLERANCE * largest, what
 
 
-def watch(network, layer, seen):
-    """Keep every output of a network or layer of it, by the mode that it ran in."""
-    layer.register_forward_hook(lambda _, __, out: seen.append((network.training, out.detach())))
+def make_inputs(record, step) -> Inputs:
+    images, targets = record["batches"][step["batch_index"]]
+    lr, cells = step["sr_in"][0].double(), step["mask_cells"][0]
+    if record["task"] != "det":
+        sizes = [tuple(images.shape[-2:])] * len(images)
+        return Inputs(images.double(), lr, sizes, targets, cells)
+    # The canvas that the record's LR images were made of.
+    height, width = (side * record["scale"] for side in lr.shape[-2:])
+    hr = torch.stack([reflected(image.double(), height, width) for image in images])
+    sizes = [tuple(image.shape[-2:]) for image in images]
+    boxes = tuple(
+        {**target, "crowd": torch.zeros(len(target["labels"]), dtype=torch.bool)}
+        for target in targets
+    )
+    return Inputs(hr, lr, sizes, boxes, cells)
 
 
-@pytest.mark.timeout(900)
+def reflected(image, height, width):
+    bottom, right = height - image.shape[-2], width - image.shape[-1]
+    mirror = bottom < image.shape[-2] and right < image.shape[-1]
+    pad = nn.functional.pad(
+        image[None], (0, right, 0, bottom), mode="reflect" if mirror else "replicate"
+    )
+    return pad[0]
+
+
+@pytest.fixture
+def determined(monkeypatch):
+    """What the records did to be determined: no dropout, and samples are the first elements."""
+    monkeypatch.setattr(
+        torch, "randperm", lambda count, *_, device=None, **__: torch.arange(count, device=device)
+    )
+
+
+def without_dropout(module):
+    for layer in module.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("determined")
 def test_steps_equal_the_published_ones(parity):
     tested = 0
     for name, record in records(parity):
-        assert record["task"] in NAMES, f"{name} is of task {record['task']!r}"
-        _check_record(name, record)
+        assert record["task"] in DATA, f"{name} is of task {record['task']!r}"
+        check_record(name, record)
         tested += 1
     assert tested, f"no record of training steps in {parity}"
 
 
-def _check_record(name, record):
+@pytest.mark.usefixtures("determined")
+@pytest.mark.parametrize(("task", "scale"), [("seg", 8), ("det", 4)])
+def test_steps_equal_the_methods_description(task, scale):
+    small = ["task.min_size=64", "task.max_size=96"] if task == "det" else []
+    check_record(f"{task} x{scale}", published_step.make_record(task, scale), small)
+
+
+def check_record(name, record, settings=()):
     torch.set_num_threads(2)
-    experiment = make_experiment(record)
+    experiment = override(make_experiment(record), settings)
+    # Stochastic depth is a kind of dropout.
+    if experiment.sr.network == "swinir":
+        experiment = override(experiment, ["sr.drop_path=0"])
     modules = build_networks(experiment)
     for role, module in modules.items():
-        missing, unexpected = module.load_state_dict(record[f"init_{role}"], strict=False)
-        assert not unexpected
-        assert all(key.endswith("num_batches_tracked") for key in missing)
+        load_state(module, record[f"init_{role}"], what=f"{name}, {role}")
+        without_dropout(module)
         module.double()
     setup = make_setup(experiment, modules, engine="plain")
     for engine in setup.engines.values():
         engine.__class__ = RecordingEngine
     seen = defaultdict(list)
-    watch(modules["sr"], modules["sr"], seen["sr"])
-    watch(modules["task"], modules["task"], seen["logits"])
-    watch(modules["task"], modules["task"].layer4, seen["l4"])
-
+    watch(setup, seen)
     for number, step in enumerate(record["steps"]):
         what = f"{name}, step {number}"
         for outputs in seen.values():
             outputs.clear()
-        rates = learning_rates(setup, number, len(record["batches"]))
-        assert rates["sr"] == pytest.approx(step["lr_sr"][0], rel=1e-12), what
-        assert rates["task"] == pytest.approx(step["lr_task"][0], rel=1e-12), what
-        images, labels = record["batches"][step["batch_index"]]
-        cells = step["mask_cells"][0]
-        inputs = Inputs(images.double(), step["sr_in"][0], cells, labels)
+        rates = check_rates(setup, record, number, step, what)
         after_warmup = step["epoch"] > experiment.warmup_epochs
+        inputs = make_inputs(record, step)
         losses = train_step(setup, inputs, after_warmup=after_warmup, rates=rates)
-
         expected = [value for _, value in step["losses"]]
         assert [loss.item() for loss in losses.values()] == pytest.approx(expected, rel=TOLERANCE)
-        for (training, sr), summary in zip(seen["sr"], step["sr_out"], strict=True):
-            assert training
-            assert_like(sr, summary, f"{what}, SR image")
-        # The published method runs the whole network for the TDP loss; features are all it uses.
-        calls = step["task_calls"]
-        for (training, features), call in zip(seen["l4"], calls, strict=True):
-            assert training == call["training"], what
-            for layer, summary in call["feats"].items():
-                assert layer == "l4"
-                assert_like(features, summary, f"{what}, l4")
-        for (_, logits), call in zip(
-            seen["logits"], [call for call in calls if call["training"]], strict=True
-        ):
-            torch.testing.assert_close(logits, call["logits"], rtol=TOLERANCE, atol=1e-10)
-        for role, engine in setup.engines.items():
-            norms = engine.norms
-            for key, value in step[f"grad_norms_{role}"].items():
-                assert norms[key] == pytest.approx(value, rel=TOLERANCE, abs=1e-14), f"{what} {key}"
+        check_calls(setup, seen, step, what)
+        check_updates(setup, step, what)
+
+
+def watch(setup, seen):
+    """Keep every SR image, every feature, and every output of the whole task network."""
+    task, (sr, network) = setup.task, (setup.modules["sr"], setup.modules["task"])
+    sr.register_forward_hook(lambda m, _, out: seen["sr"].append((m.training, out.detach())))
+    network.register_forward_hook(lambda m, _, out: seen["task"].append((m.training, out)))
+    task.backbone(network).register_forward_hook(
+        lambda _, __, out: seen["features"].append((network.training, task.select(out)))
+    )
+
+
+def check_rates(setup, record, number, step, what):
+    """The recorded rates, after a comparison with the schedule of the record's settings."""
+    settings, count = record["train_opt"], len(record["batches"])
+    for role, recorded in (("sr", step["lr_sr"]), ("task", step["lr_task"])):
+        names = [key for key in settings if key.startswith("scheduler_")]
+        (name,) = (key for key in names if (key == "scheduler_sr") == (role == "sr"))
+        base_rates = setup.engines[role].base_rates
+        found = [
+            learning_rate(
+                number,
+                base_lr=base,
+                floor=settings[name]["eta_min"],
+                periods_in_steps=[period * count for period in settings[name]["periods"]],
+                warmup_steps=LR_WARMUP_EPOCHS[record["task"]] * count,
+            )
+            for base in base_rates
+        ]
+        # Segmentation records backbone, classifier and auxiliary head; the first two are one here.
+        assert [found[0], found[-1]] == pytest.approx([recorded[0], recorded[-1]], rel=1e-12), what
+    return {
+        role: [rates[0], *rates[len(rates) - len(setup.engines[role].base_rates) + 1 :]]
+        for role, rates in (("sr", step["lr_sr"]), ("task", step["lr_task"]))
+    }
+
+
+def check_calls(setup, seen, step, what):
+    for (training, sr), summary in zip(seen["sr"], step["sr_out"], strict=True):
+        assert training
+        assert_like(sr, summary, f"{what}, SR image")
+    # The published method runs the whole network for the TDP loss; features are all it uses.
+    calls = step["task_calls"]
+    for (training, features), call in zip(seen["features"], calls, strict=True):
+        assert training == call["training"], what
+        compared = [layer for layer in call["feats"] if layer in features]
+        assert compared or not call["feats"], f"{what}: features of {list(call['feats'])}"
+        for layer in compared:
+            assert_like(features[layer], call["feats"][layer], f"{what}, {layer}")
+    trained = [call for call in calls if call["training"]]
+    for (_, outputs), call in zip(seen["task"], trained, strict=True):
+        logits = call.get("logits")
+        if isinstance(logits, torch.Tensor):
+            main = outputs["out"] if isinstance(outputs, dict) and "out" in outputs else outputs
+            assert_like(main, logits, f"{what}, logits")
+
+
+def check_updates(setup, step, what):
+    for role, engine in setup.engines.items():
+        recorded, norms = step[f"grad_norms_{role}"], engine.norms
+        # The published switch un-freezes the detector's stem, whose gradients nothing reads.
+        frozen = {n for n, p in setup.modules[role].named_parameters() if not p.requires_grad}
+        assert set(recorded) - frozen == set(norms) - frozen, what
+        for key in set(recorded) - frozen:
+            value = recorded[key]
+            assert norms[key] == pytest.approx(value, rel=TOLERANCE, abs=1e-14), f"{what} {key}"
+        if not frozen & set(recorded):
             total = math.hypot(*norms.values())
             assert total == pytest.approx(step[f"grad_total_{role}"], rel=TOLERANCE), what
-            state = modules[role].state_dict()
-            for key, summary in step[f"param_csum_{role}"].items():
-                assert_like(state[key], summary, f"{what}, {key}")
+        state = setup.modules[role].state_dict()
+        for key, summary in step[f"param_csum_{role}"].items():
+            assert_like(state[key], summary, f"{what}, {key}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from sr4ir_dist import storage
@@ -47,6 +48,7 @@ def test_drawn_into_a_bucket_with_json(run: Callable[..., Result], s3: Callable[
         "record_batches": 20,
         "bytes": manifest.shards[0].bytes,
         "skipped": [],
+        "tally": {},
         "digest": manifest.digest,
     }
     assert found["splits"]["val"]["rows"] == 8
@@ -77,6 +79,58 @@ def test_bad_images(run: Callable[..., Result], image_folder: Path, tmp_path: Pa
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["splits"]["val"]["rows"] == 5
     assert len(summary["splits"]["val"]["skipped"]) == 1
+
+
+@pytest.fixture
+def coco_places(tmp_path: Path) -> list[str]:
+    """Options for one image a split in COCO's format; in train one of two boxes is empty."""
+    options = []
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (20, 24)).save(tmp_path / split / "one.png")
+        boxes = [[1, 2, 3, 4], [30, 2, 5, 5]] if split == "train" else [[0, 0, 20, 24]]
+        annotations = [
+            {"id": i, "image_id": 5, "category_id": 3, "bbox": box} for i, box in enumerate(boxes)
+        ]
+        content = {
+            "images": [{"id": 5, "file_name": "one.png", "height": 24, "width": 20}],
+            "annotations": annotations,
+            "categories": [{"id": 3, "name": "kite"}],
+        }
+        path = tmp_path / f"{split}.json"
+        path.write_text(json.dumps(content))
+        options += [f"--{split}-annotations", str(path)]
+        options += [f"--{split}-images", str(tmp_path / split)]
+    return options
+
+
+def test_what_was_dropped_is_told(
+    run: Callable[..., Result], coco_places: list[str], tmp_path: Path
+):
+    out, summary = tmp_path / "out", tmp_path / "summary.json"
+    result = run("coco_det", *coco_places, "--out", out, "--json", summary)
+    assert result.exit_code == 0, result.output
+    assert "train: boxes dropped (empty or outside their image): 1" in result.stderr
+    assert "val: boxes dropped" not in result.stderr
+    splits = json.loads(summary.read_text())["splits"]
+    assert splits["train"]["tally"]["boxes"] == splits["val"]["tally"]["boxes"] == 1
+    assert splits["train"]["tally"]["boxes dropped (empty or outside their image)"] == 1
+    source = load_manifest(str(out), "train").source
+    assert source["tally"] == splits["train"]["tally"]
+
+
+def test_coco_without_a_place(run: Callable[..., Result], coco_places: list[str], tmp_path: Path):
+    result = run("coco_seg", *coco_places[2:], "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "--train-annotations is missing: it is needed where there is no --root" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["voc_seg", "voc_det", "cars"])
+def test_another_folder_is_refused(run: Callable[..., Result], tmp_path: Path, name: str):
+    result = run(name, "--root", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert f"error: {tmp_path}: expected " in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_of_every_converter(run: Callable[..., Result]):

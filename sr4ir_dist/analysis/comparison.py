@@ -15,7 +15,7 @@ from sr4ir_dist.degradation import enlarge_bilinear, quantize
 from sr4ir_dist.recipes import Phase
 from sr4ir_dist.training import state
 from sr4ir_dist.training.build import build_networks, make_setup, open_loader
-from sr4ir_dist.training.step import Views, make_inputs
+from sr4ir_dist.training.views import Views, make_inputs
 
 COLUMNS = ("LR", "bilinear", "SR", "HR")
 _CELL = 192  # smallest side of an image in the picture, in pixels
@@ -43,7 +43,7 @@ def write_comparison(
     # Evaluation's batch size is what a loader of this split yields.
     settings = experiment.evaluation.model_copy(update={"batch_size": count})
     experiment = experiment.model_copy(update={"evaluation": settings})
-    modules = build_networks(experiment)
+    modules = build_networks(experiment, only=state.JUDGED)
     if "sr" not in modules:
         raise ValueError(f"{experiment.name} has no SR network to show images of")
     state.load_networks(modules, saved)
@@ -51,9 +51,10 @@ def write_comparison(
     for module in modules.values():
         module.eval()
     with open_loader(setup, data, split) as loader, torch.inference_mode():
-        inputs = make_inputs(setup, next(iter(loader.epoch(1))), epoch=1)
+        inputs = make_inputs(setup, next(iter(loader.epoch(1))))
         sr = Views(setup, Phase(updates=(), terms=()), inputs).image("sr")
     scale = experiment.scale
+    assert inputs.lr is not None
     rows = [
         F.interpolate(inputs.lr, scale_factor=scale, mode="nearest"),
         enlarge_bilinear(inputs.lr, scale),

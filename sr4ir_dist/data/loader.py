@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
 
 import torch
 
@@ -14,6 +13,7 @@ from sr4ir_dist.data.order import Int64s, Order
 from sr4ir_dist.data.schema import DatasetError, Manifest
 from sr4ir_dist.data.shards import load_manifest
 from sr4ir_dist.data.stream import Pools, Sample, Stream
+from sr4ir_dist.data.targets import COLUMNS, TASKS, Target, join_targets
 from sr4ir_dist.data.transforms import Transform, replicate_to
 
 
@@ -33,16 +33,18 @@ class Loader:
         rank: this rank.
         world_size: the number of ranks.
         shuffle: True for training; False yields the split's own order.
-        target: "label" for int64 class labels; None for no targets.
+        target: "label", "mask" or "boxes" for the targets that `Batch` describes; None for none.
         drop_last: leaves out a short last step.
+        grouped: every step holds images of one aspect-ratio group (detection's training).
         threads: how many threads decode; by default this process's CPUs, at most 8.
         prefetch_steps: how many steps are decoded ahead.
         cache_dir: where shards from remote storage are kept; see `cache.default_cache_dir`.
         cache_bytes: how much disk the node's cache may take.
 
     Raises:
-        DatasetError: there is no such split, or it has no labels though they are asked for.
-        ValueError: an argument is out of range.
+        DatasetError: there is no such split, or it has no such targets or no groups.
+        ValueError: an argument is out of range, the transform cannot transform such targets, or
+            the split has no step.
     """
 
     def __init__(
@@ -57,8 +59,9 @@ class Loader:
         world_size: int,
         shuffle: bool,
         manifest: Manifest | None = None,
-        target: Literal["label"] | None = None,
+        target: Target | None = None,
         drop_last: bool = False,
+        grouped: bool = False,
         threads: int | None = None,
         prefetch_steps: int = 4,
         cache_dir: Path | None = None,
@@ -67,10 +70,10 @@ class Loader:
         manifest = load_manifest(dataset_uri, split) if manifest is None else manifest
         if manifest.split != split:
             raise DatasetError(f"manifest is of split {manifest.split!r}, expected {split!r}")
-        if target == "label" and "classification" not in manifest.tasks:
-            raise DatasetError(
-                f"{dataset_uri} has no labels: it is made for {', '.join(manifest.tasks)}"
-            )
+        if target is not None:
+            _check_target(dataset_uri, manifest, target, transform)
+        if grouped and "detection" not in manifest.tasks:
+            raise DatasetError(f"{dataset_uri} has no aspect-ratio groups: {_made_for(manifest)}")
         threads = min(8, len(os.sched_getaffinity(0))) if threads is None else threads
         for name, value in (("threads", threads), ("prefetch_steps", prefetch_steps)):
             if value < 1:
@@ -83,17 +86,19 @@ class Loader:
             batch_size=batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
+            batch_groups=[s.batch_groups for s in manifest.shards] if grouped else None,
         )
         self._cache = ShardCache(
             dataset_uri,
             manifest,
-            columns=("id", "image", *([target] if target else [])),
+            columns=("id", "image", *(COLUMNS[target] if target else ())),
             directory=cache_dir,
             max_bytes=cache_bytes,
         )
         self._shard_bytes = tuple(shard.bytes for shard in manifest.shards)
         self._ahead_bytes = cache_bytes // 2
-        self._transform, self._target = transform, target
+        self._transform = transform
+        self._target: Target | None = target
         self._rank, self._world_size = rank, world_size
         self._prefetch_steps = prefetch_steps
         self._pools = Pools(threads)
@@ -174,10 +179,9 @@ class Loader:
             height, width = (max(side) for side in zip(*sizes, strict=True))
             hr = torch.stack([replicate_to(s.image, height, width) for s in samples])
         else:
-            hr = torch.empty(0, 3, *self._transform.size, dtype=torch.uint8)
-        targets: Any = None
-        if self._target is not None:
-            targets = torch.tensor([sample.target for sample in samples], dtype=torch.int64)
+            height, width = self._transform.size
+            hr = torch.empty(0, 3, height, width, dtype=torch.uint8)
+        targets = join_targets([s.target for s in samples], self._target, height, width)
         return Batch(
             hr=hr,
             sizes=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
@@ -186,3 +190,20 @@ class Loader:
             keys=torch.from_numpy(rows.copy()),
             global_size=global_size,
         )
+
+
+def _check_target(uri: str, manifest: Manifest, target: Target, transform: Transform) -> None:
+    if target not in TASKS:
+        raise ValueError(f"target must be one of {', '.join(TASKS)} or None, got {target!r}")
+    if TASKS[target] not in manifest.tasks:
+        name = "labels" if target == "label" else "masks" if target == "mask" else target
+        raise DatasetError(f"{uri} has no {name}: {_made_for(manifest)}")
+    if target not in transform.targets:
+        raise ValueError(
+            f"{type(transform).__name__} cannot transform target {target!r}, "
+            f"only {', '.join(transform.targets)}"
+        )
+
+
+def _made_for(manifest: Manifest) -> str:
+    return f"it is made for {', '.join(manifest.tasks)}"

@@ -14,14 +14,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-FORMAT_VERSION = 1
+from sr4ir_dist.data.groups import GROUPS
+
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 TASKS = ("images", "classification", "segmentation", "detection")
 
 # The columns of each task. "images" is in every dataset: the file's bytes as they came, and the
-# decoded size in pixels. Labels index class_names; masks are PNG bytes; boxes are x0, y0, x1, y1
-# in pixels.
+# decoded size in pixels. Labels index class_names; masks are one-channel PNG bytes: 0 background,
+# label + 1, 255 void; boxes are x0, y0, x1, y1 in pixels; crowd marks a box around many objects.
 _COLUMNS: dict[str, tuple[tuple[str, pa.DataType], ...]] = {
     "images": (
         ("id", pa.string()),
@@ -34,9 +37,15 @@ _COLUMNS: dict[str, tuple[tuple[str, pa.DataType], ...]] = {
     "detection": (
         ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
         ("box_labels", pa.list_(pa.int64())),
+        ("crowd", pa.list_(pa.bool_())),
     ),
 }
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
+
+VOID = 255
+"""The class number of mask pixels that belong to no class and count nowhere."""
+MIN_BOX_SIDE = 0.1
+"""Pixels. A thinner box may lose its last extent to rounding when it is mirrored or resized."""
 
 
 class DatasetError(ValueError):
@@ -53,6 +62,8 @@ class Shard:
         bytes: its size.
         sha256: the digest of its bytes, in hexadecimal.
         batch_rows: rows of each record batch, in order; their sum is ``rows``.
+        batch_groups: the aspect-ratio group of each record batch (``groups.aspect_group``), which
+            all of its rows share; empty where the dataset is not for detection.
     """
 
     path: str
@@ -60,6 +71,7 @@ class Shard:
     bytes: int
     sha256: str
     batch_rows: tuple[int, ...]
+    batch_groups: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,13 +186,45 @@ def checked_row(row: dict[str, Any], schema: pa.Schema, classes: int) -> dict[st
     if "boxes" in row:
         boxes = np.asarray(row["boxes"], np.float32).reshape(-1, 4)
         labels = [int(label) for label in row["box_labels"]]
+        crowd = [bool(flag) for flag in row["crowd"]]
         if len(boxes) != len(labels) or not all(0 <= label < classes for label in labels):
             raise DatasetError(
                 f"{where}: {len(boxes)} boxes with box_labels {labels}, "
                 f"expected one label from 0 to {classes - 1} a box"
             )
-        row["boxes"], row["box_labels"] = boxes.tolist(), labels
+        if len(crowd) != len(boxes):
+            raise DatasetError(f"{where}: {len(boxes)} boxes with crowd {crowd}: expected one each")
+        bad = boxes[~_inside(boxes, int(row["height"]), int(row["width"]))]
+        if len(bad):
+            raise DatasetError(
+                f"{where}: box {bad[0].tolist()} is thinner than {MIN_BOX_SIDE} or outside the "
+                f"image of {row['height']}x{row['width']}"
+            )
+        row["boxes"], row["box_labels"], row["crowd"] = boxes.tolist(), labels, crowd
     return row
+
+
+def clip_boxes(
+    boxes: NDArray[np.float64], height: int, width: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Boxes cut to their image.
+
+    Args:
+        boxes: n,4 x0, y0, x1, y1 in pixels, finite.
+        height: of the image.
+        width: of the image.
+
+    Returns:
+        The boxes, float32, and for each whether it still has an extent and may be written.
+    """
+    clipped = np.clip(boxes, 0, (width, height, width, height)).astype(np.float32)
+    return clipped, _inside(clipped, height, width)
+
+
+def _inside(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.bool_]:
+    x0, y0, x1, y1 = boxes.T
+    thick = np.minimum(x1 - x0, y1 - y0) >= MIN_BOX_SIDE
+    return thick & (x0 >= 0) & (y0 >= 0) & (x1 <= width) & (y1 <= height)
 
 
 def _check_tasks(tasks: tuple[str, ...]) -> None:
@@ -200,7 +244,8 @@ def _manifest(value: dict[str, Any]) -> Manifest:
     _check(isinstance(value["shards"], list), "shards", value["shards"], "a list")
     _check(isinstance(value["source"], dict), "source", value["source"], "an object")
     _check_tasks(tuple(value["tasks"]))
-    shards = tuple(_shard(item, f"shards[{i}]") for i, item in enumerate(value["shards"]))
+    grouped = "detection" in value["tasks"]
+    shards = tuple(_shard(item, f"shards[{i}]", grouped) for i, item in enumerate(value["shards"]))
     paths = {shard.path for shard in shards}
     _check(len(paths) == len(shards), "shards", "the same path twice", "different paths")
     return Manifest(
@@ -213,11 +258,12 @@ def _manifest(value: dict[str, Any]) -> Manifest:
     )
 
 
-def _shard(value: Any, name: str) -> Shard:
+def _shard(value: Any, name: str, grouped: bool) -> Shard:
     if not isinstance(value, dict):
         raise DatasetError(f"{name} is {value!r}: expected an object")
     _check_keys(value, set(Shard.__dataclass_fields__), name)
     path, rows, batches = value["path"], value["rows"], value["batch_rows"]
+    groups = value["batch_groups"]
     # A manifest may come from anyone's bucket: it must not name files outside its own folder.
     inside = (
         isinstance(path, str)
@@ -239,7 +285,11 @@ def _shard(value: Any, name: str) -> Shard:
     )
     good = isinstance(batches, list) and all(map(_is_count, batches)) and sum(batches) == rows
     _check(good, f"{name}.batch_rows", batches, f"positive integers that sum to rows={rows}")
-    return Shard(path, rows, value["bytes"], digest, tuple(batches))
+    expected = len(batches) if grouped else 0
+    good = isinstance(groups, list) and len(groups) == expected and all(map(_is_group, groups))
+    allowed = f"{expected} integers from 0 to {GROUPS - 1}"
+    _check(good, f"{name}.batch_groups", groups, allowed)
+    return Shard(path, rows, value["bytes"], digest, tuple(batches), tuple(groups))
 
 
 def _check_keys(value: dict[str, Any], allowed: set[str], name: str) -> None:
@@ -255,6 +305,10 @@ def _check(good: Any, name: str, value: Any, expected: str) -> None:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
+
+
+def _is_group(value: Any) -> bool:
+    return type(value) is int and 0 <= value < GROUPS
 
 
 def _is_list(value: Any, kind: type) -> bool:

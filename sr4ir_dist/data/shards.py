@@ -10,6 +10,7 @@ import uuid
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from sr4ir_dist import storage
+from sr4ir_dist.data.groups import aspect_group
 from sr4ir_dist.data.schema import (
     MANIFEST_NAME,
     DatasetError,
@@ -32,9 +34,11 @@ from sr4ir_dist.data.schema import (
 class ShardWriter:
     """Writes one split of a dataset; a context manager.
 
-    Rows keep their order. A shard is built in a temporary file and then uploaded. A clean exit
-    writes the manifest, last, and so commits; on an error nothing is committed, the shards that
-    were uploaded are deleted, and a split that was to be overwritten stays as it was.
+    Rows keep their order; in a dataset for detection they keep it within their aspect-ratio group,
+    because a record batch holds rows of one group. A shard is built in a temporary file and then
+    uploaded. A clean exit writes the manifest, last, and so commits; on an error nothing is
+    committed, the shards that were uploaded are deleted, and a split that was to be overwritten
+    stays as it was.
 
     Args:
         uri: the dataset's URI; the split gets a folder in it.
@@ -85,8 +89,8 @@ class ShardWriter:
             raise DatasetError(f"{self.uri}: there is a dataset already; overwrite it explicitly")
         # Other names than the old shards': the old manifest holds until the new one replaces it.
         self._suffix = f"-{uuid.uuid4().hex[:8]}" if replaces else ""
-        self._rows: list[dict[str, Any]] = []
-        self._pending_bytes = 0
+        self._grouped = "detection" in self.tasks
+        self._pending: dict[int, _Pending] = {}  # a group's rows that are not written yet
         self._total_rows = 0
         self._file: _ShardFile | None = None
         self._shards: list[Shard] = []
@@ -99,19 +103,23 @@ class ShardWriter:
 
         Args:
             row: one value for each column of the tasks: ``id``, ``image`` (bytes), ``height``,
-                ``width``, and ``label``, ``mask`` (bytes), ``boxes`` (K,4) and ``box_labels`` (K).
+                ``width``, and ``label``, ``mask`` (bytes), ``boxes`` (K,4), ``box_labels`` (K)
+                and ``crowd`` (K).
 
         Raises:
-            DatasetError: a column is missing, unknown or of another type, or a label is no class.
+            DatasetError: a column is missing, unknown or of another type, a label is no class, or
+                a box is empty or not inside the image.
         """
         row = checked_row(row, self._schema, len(self.class_names))
-        self._rows.append(row)
-        self._pending_bytes += len(row["image"]) + len(row.get("mask", b""))
+        group = aspect_group(row["height"], row["width"]) if self._grouped else 0
+        pending = self._pending.setdefault(group, _Pending())
+        pending.rows.append(row)
+        pending.bytes += len(row["image"]) + len(row.get("mask", b""))
         self._total_rows += 1
         # Without an expected number batches grow with what was written: many in any case.
         rows_limit = (self._expected_rows or self._total_rows) // self._min_batches
-        if self._pending_bytes >= self._batch_bytes or len(self._rows) >= max(1, rows_limit):
-            self._flush_batch()
+        if pending.bytes >= self._batch_bytes or len(pending.rows) >= max(1, rows_limit):
+            self._flush_batch(group)
 
     def __exit__(
         self,
@@ -133,14 +141,15 @@ class ShardWriter:
                     with suppress(storage.StorageError):
                         storage.delete(storage.join(self.uri, shard.path))
 
-    def _flush_batch(self) -> None:
+    def _flush_batch(self, group: int) -> None:
+        pending = self._pending.pop(group)
         columns = [
-            pa.array([row[field.name] for row in self._rows], field.type) for field in self._schema
+            pa.array([row[column.name] for row in pending.rows], column.type)
+            for column in self._schema
         ]
         if self._file is None:
-            self._file = _ShardFile(self._schema)
-        self._file.write(pa.record_batch(columns, schema=self._schema), self._pending_bytes)
-        self._rows, self._pending_bytes = [], 0
+            self._file = _ShardFile(self._schema, self._grouped)
+        self._file.write(pa.record_batch(columns, schema=self._schema), pending.bytes, group)
         if self._file.payload >= self._shard_bytes:
             self._flush_shard()
 
@@ -154,8 +163,8 @@ class ShardWriter:
         self._file = None
 
     def _commit(self) -> None:
-        if self._rows:
-            self._flush_batch()
+        for group in sorted(self._pending):
+            self._flush_batch(group)
         self._flush_shard()
         if not self._shards:
             raise DatasetError(f"{self.uri}: no rows were written")
@@ -289,19 +298,30 @@ def verify_shard(path: Path, shard: Shard, row_start: int, *, digest: bool = Tru
         raise DatasetError(f"{rows} cannot be read: {error}") from error
 
 
+@dataclass
+class _Pending:
+    """Rows that wait for their record batch, and the size of their images and masks."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    bytes: int = 0
+
+
 class _ShardFile:
     """A shard being built in a temporary file."""
 
-    def __init__(self, schema: pa.Schema):
+    def __init__(self, schema: pa.Schema, grouped: bool):
         self._folder = tempfile.TemporaryDirectory(prefix="sr4ir-shard-")
         self.path = Path(self._folder.name) / "shard.arrow"
         self._writer = ipc.new_file(str(self.path), schema)
         self._batch_rows: list[int] = []
+        self._batch_groups: list[int] = []
+        self._grouped = grouped
         self.payload = 0
 
-    def write(self, batch: pa.RecordBatch, payload: int) -> None:
+    def write(self, batch: pa.RecordBatch, payload: int, group: int) -> None:
         self._writer.write_batch(batch)
         self._batch_rows.append(batch.num_rows)
+        self._batch_groups += [group] if self._grouped else []
         self.payload += payload
 
     def finish(self, name: str) -> Shard:
@@ -312,6 +332,7 @@ class _ShardFile:
             bytes=self.path.stat().st_size,
             sha256=_sha256(self.path),
             batch_rows=tuple(self._batch_rows),
+            batch_groups=tuple(self._batch_groups),
         )
 
     def discard(self) -> None:

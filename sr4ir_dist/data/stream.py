@@ -20,6 +20,7 @@ from sr4ir_dist import keyed
 from sr4ir_dist.data.cache import OpenShard, ShardCache
 from sr4ir_dist.data.order import Int64s, Order
 from sr4ir_dist.data.schema import DatasetError
+from sr4ir_dist.data.targets import Target, read_target
 from sr4ir_dist.data.transforms import Transform, decode
 
 # Fetching waits for the network or the disk, so two at a time are enough and keep a node's ranks
@@ -44,6 +45,12 @@ class Sample:
     image: Tensor
     target: Any
     id: str
+
+    @property
+    def bytes(self) -> int:
+        """How much memory its pixels take."""
+        pixels = self.target.nbytes if isinstance(self.target, Tensor) else 0
+        return self.image.nbytes + pixels
 
 
 class Pools:
@@ -108,7 +115,7 @@ class Stream:
         cache: opens the split's shards.
         shard_bytes: the size of each shard.
         transform: applied to every sample.
-        target: the column that becomes the target, or None.
+        target: the kind of target to read, or None.
         pools: the threads to use; they outlive the stream.
         epoch: counts from 1.
         start_step: the first step to yield.
@@ -124,7 +131,7 @@ class Stream:
         cache: ShardCache,
         shard_bytes: tuple[int, ...],
         transform: Transform,
-        target: str | None,
+        target: Target | None,
         pools: Pools,
         *,
         epoch: int,
@@ -136,7 +143,8 @@ class Stream:
     ) -> None:
         self._order, self._cache, self._pools = order, cache, pools
         self._shard_bytes, self._ahead_bytes = shard_bytes, ahead_bytes
-        self._transform, self._target = transform, target
+        self._transform = transform
+        self._target: Target | None = target
         self._epoch, self._rank, self._world_size = epoch, rank, world_size
         self._prefetch_steps = prefetch_steps
         self._scan_steps = prefetch_steps + order.window_rows // order.batch_size
@@ -168,7 +176,7 @@ class Stream:
             samples = [future.result() for future in futures]
             self._decoding.popleft()
             self._next_step += 1
-            self._step_bytes = max(self._step_bytes, sum(s.image.nbytes for s in samples))
+            self._step_bytes = max(self._step_bytes, sum(s.bytes for s in samples))
             self._release()
             # Once more, so that the threads have work while the caller trains on this step.
             self._start_ahead()
@@ -265,16 +273,18 @@ class Stream:
     def _sample(self, opening: Future[OpenShard], shard: int, row: int, draws: Tensor) -> Sample:
         # Waiting here cannot deadlock: shards are opened by threads of their own.
         record = opening.result().reader.row(row)
-        target = None if self._target is None else record[self._target]
+        place = self._order.shard_start(shard) + row
         try:
+            target = read_target(record, self._target, place)
             image, target = self._transform(decode(record["image"]), target, draws)
         except (ValueError, RuntimeError) as error:
-            place = self._order.shard_start(shard) + row
             raise DatasetError(
                 f"sample {record['id']!r}, row {place}, in {self._cache.describe(shard)}: {error}"
             ) from error
         # A crop is a view that would keep the whole decoded image in memory until its step.
         image = image.clone(memory_format=torch.contiguous_format)
+        if isinstance(target, Tensor):
+            target = target.clone(memory_format=torch.contiguous_format)
         return Sample(image, target, record["id"])
 
 

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sr4ir_dist.data.schema import VOID
+
 SHAPES = ("disc", "ring", "triangle", "cross")
 TEXTURES = ("level", "upright")  # the direction of the stripes
 CLASS_NAMES: tuple[str, ...] = tuple(f"{t}-striped {s}" for s in SHAPES for t in TEXTURES)
 SPLITS = ("train", "val", "test")
 MIN_SIZE = 32
-VOID = 255  # in masks: the edge itself, where a pixel belongs to object and background alike
 
 Array = NDArray[np.floating[Any]]
 
@@ -46,11 +47,12 @@ def rows(split: str, count: int, size: int, seed: int) -> Iterator[dict[str, Any
         image: PNG bytes, RGB.
         height, width: `size`.
         label: position in `CLASS_NAMES`.
-        mask: PNG bytes, one channel: 0 on the background, label + 1 on an object, `VOID` on its
-            edge of about one pixel.
+        mask: PNG bytes, one channel: 0 on the background, label + 1 on an object, `schema.VOID`
+            on its edge of about one pixel, which belongs to object and background alike.
         boxes: per object float32 x0, y0, x1, y1 in pixels: the smallest box around the mask's
             pixels that are not 0, its far side exclusive.
         box_labels: per box, position in `CLASS_NAMES`.
+        crowd: per box False.
 
     Raises:
         ValueError: an argument is out of range.
@@ -93,6 +95,7 @@ def _row(split: str, index: int, size: int, seed: int) -> dict[str, Any]:
         "mask": _png(mask),
         "boxes": boxes,
         "box_labels": [label] * len(boxes),
+        "crowd": [False] * len(boxes),
     }
 
 

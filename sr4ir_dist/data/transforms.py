@@ -7,17 +7,26 @@ is called with them: it holds no generator, so a sample's augmentation depends o
 import io
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode
 from torchvision.transforms.v2 import functional
 
+from sr4ir_dist.data.targets import Target
+
 
 class Transform(Protocol):
-    """What the loader asks of a transform."""
+    """What the loader asks of a transform.
+
+    Attributes:
+        targets: the kinds of targets that it can transform.
+    """
+
+    targets: ClassVar[tuple[Target, ...]]
 
     @property
     def draws(self) -> int:
@@ -34,7 +43,8 @@ class Transform(Protocol):
 
         Args:
             image: uint8 3,H,W.
-            target: what belongs to the image; labels pass unchanged.
+            target: what belongs to the image, of a kind in `targets`; see `targets.read_target`.
+                Labels and None pass unchanged.
             draws: float64 1-D, `self.draws` numbers in [0,1).
 
         Returns:
@@ -51,10 +61,12 @@ def decode(data: bytes) -> Tensor:
 
     Returns:
         uint8 RGB tensor 3,H,W. Alpha is dropped, grey is repeated, 16-bit values are rounded to
-        8 bits; the orientation tag is not applied, as in the published evaluations.
+        8 bits, of an animation the first frame is taken; the orientation tag is not applied, as
+        in the published evaluations.
 
     Raises:
-        ValueError: the bytes are no readable image.
+        ValueError: the bytes are no readable image, or its pixels are 32-bit numbers, of which
+            nothing says which are black and white.
     """
     try:
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -68,33 +80,50 @@ def decode(data: bytes) -> Tensor:
         return image
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            rgb = picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+            picture.load()
+            pixels = _rgb(picture)
+    # Damaged files make Pillow's many readers raise almost anything.
+    except Exception as error:
         raise ValueError(f"no readable image: {error}") from error
-    pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
-    return pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _rgb(picture: Image.Image) -> np.ndarray:
+    """Pixels of a picture of any mode, uint8 H,W,3."""
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"32-bit pixels (mode {picture.mode}), expected 8 or 16 bits")
+    if picture.mode.startswith("I;16"):  # which Pillow's own conversion would clip to 8 bits
+        grey = (np.asarray(picture).astype(np.float32) / 257).round().astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.array(picture.convert("RGB"))
 
 
 @dataclass(frozen=True)
 class ResizeCrop:
-    """Classification's transform: short side resized to `resize`, then a square crop.
+    """Classification's and segmentation's transform: short side to `resize`, then a square crop.
 
     Training crops at random and mirrors half of the images; evaluation crops the centre with
-    torchvision's rounding. The resize is bilinear with antialiasing, within one grey level of
-    Pillow's, which the published results used; the long side is rounded down like torchvision's.
+    torchvision's rounding, or keeps the whole resized image. The resize is bilinear with
+    antialiasing, within one grey level of Pillow's, which the published results used; the long
+    side is rounded down like torchvision's. Masks are resized by Pillow's nearest neighbour.
 
     Attributes:
         resize: pixels of the short side after the resize.
         crop: height and width of the result.
-        train: random (True) or centre (False) crop.
+        train: random crop and mirroring (True), or evaluation (False).
+        center_crop: in evaluation, crop the centre (True) or not at all (False).
 
     Raises:
-        ValueError: crop is not in 1..resize.
+        ValueError: crop is not in 1..resize, or (when called) a mask has another size than its
+            image.
     """
+
+    targets: ClassVar[tuple[Target, ...]] = ("label", "mask")
 
     resize: int = 256
     crop: int = 224
     train: bool = False
+    center_crop: bool = True
 
     def __post_init__(self) -> None:
         """Checks the sizes."""
@@ -108,21 +137,83 @@ class ResizeCrop:
 
     @property
     def size(self) -> tuple[int, int]:
-        """The crop's height and width."""
-        return self.crop, self.crop
+        """The crop's height and width; without a crop the least size of a result."""
+        side = self.crop if self.train or self.center_crop else self.resize
+        return side, side
 
     def __call__(self, image: Tensor, target: Any, draws: Tensor) -> tuple[Tensor, Any]:
         """Transforms one sample; see `Transform`."""
+        mask = target if isinstance(target, Tensor) else None
+        if mask is not None and mask.shape != image.shape[-2:]:
+            sizes = f"{tuple(mask.shape)}, its image {tuple(image.shape[-2:])}"
+            raise ValueError(f"mask has size {sizes}")
         if min(image.shape[-2:]) != self.resize:
             image = functional.resize(image, [self.resize], antialias=True)
-        if not self.train:
-            height, width = image.shape[-2:]
-            # Python's round (half to even), as torchvision rounds the centre.
-            top, left = (round((side - self.crop) / 2) for side in (height, width))
-            return image[:, top : top + self.crop, left : left + self.crop], target
-        top, left, flip = draws.tolist()
-        image = _random_crop(image, self.crop, top, left)
-        return (image.flip(-1) if flip < 0.5 else image), target
+            mask = None if mask is None else _resize_mask(mask, *image.shape[-2:])
+        if self.train or self.center_crop:
+            flip = 1.0
+            if self.train:
+                top, left, flip = draws.tolist()
+                rows, columns = _random_crop(image, self.crop, top, left)
+            else:
+                rows, columns = _centre_crop(image, self.crop)
+            image = _cut(image, rows, columns, mirror=flip < 0.5)
+            mask = None if mask is None else _cut(mask, rows, columns, mirror=flip < 0.5)
+        return image, target if mask is None else mask
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Detection's transform: training mirrors half of the images; no crop, and as a rule no resize.
+
+    Attributes:
+        train: mirror half of the images (True) or none (False).
+        shrink: larger images are brought to this short side first; None keeps all as they are, as
+            the published method does.
+
+    Raises:
+        ValueError: shrink is below 1.
+    """
+
+    targets: ClassVar[tuple[Target, ...]] = ("label", "boxes")
+
+    train: bool = False
+    shrink: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the size."""
+        if self.shrink is not None and self.shrink < 1:
+            raise ValueError(f"shrink must be 1 or more, got {self.shrink}")
+
+    @property
+    def draws(self) -> int:
+        """The flip in training; none in evaluation."""
+        return 1 if self.train else 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Any size will do: results keep their own."""
+        return 64, 64
+
+    def __call__(self, image: Tensor, target: Any, draws: Tensor) -> tuple[Tensor, Any]:
+        """Transforms one sample; see `Transform`."""
+        if self.shrink is not None and min(image.shape[-2:]) > self.shrink:
+            image, target = self._shrunk(image, target)
+        if not self.train or draws.item() >= 0.5:
+            return image, target
+        if isinstance(target, dict):
+            x0, y0, x1, y1 = target["boxes"].unbind(1)
+            width = image.shape[-1]
+            target = target | {"boxes": torch.stack((width - x1, y0, width - x0, y1), 1)}
+        return image.flip(-1), target
+
+    def _shrunk(self, image: Tensor, target: Any) -> tuple[Tensor, Any]:
+        height, width = image.shape[-2:]
+        image = functional.resize(image, [self.shrink or height], antialias=True)
+        if isinstance(target, dict):
+            ratios = torch.tensor([image.shape[-1] / width, image.shape[-2] / height])
+            target = target | {"boxes": target["boxes"] * ratios.repeat(2)}
+        return image, target
 
 
 @dataclass(frozen=True)
@@ -143,6 +234,8 @@ class PatchCrop:
         ValueError: scale is below 1, crop is no positive multiple of it, or (when called in
             evaluation) an image is smaller than scale.
     """
+
+    targets: ClassVar[tuple[Target, ...]] = ("label",)
 
     crop: int = 192
     scale: int = 4
@@ -175,9 +268,8 @@ class PatchCrop:
             return image[:, :height, :width], target
         image = replicate_to(image, max(height, self.crop), max(width, self.crop))
         top, left, mirror, flip, turn = draws.tolist()
-        image = _random_crop(image, self.crop, top, left)
-        if mirror < 0.5:
-            image = image.flip(-1)
+        rows, columns = _random_crop(image, self.crop, top, left)
+        image = _cut(image, rows, columns, mirror=mirror < 0.5)
         if flip < 0.5:
             image = image.flip(-2)
         return (image.transpose(-1, -2) if turn < 0.5 else image), target
@@ -194,15 +286,33 @@ def replicate_to(image: Tensor, height: int, width: int) -> Tensor:
     Returns:
         C,height,width; the image itself where nothing is to be added.
     """
-    # Indexing rather than torch's padding, which knows no uint8 replication.
-    if image.shape[-2] != height:
-        image = image[:, torch.arange(height).clamp_(max=image.shape[-2] - 1)]
-    if image.shape[-1] != width:
-        image = image[:, :, torch.arange(width).clamp_(max=image.shape[-1] - 1)]
+    # torch's own padding knows no uint8 replication, and indexing takes fifty times as long.
+    below, right = height - image.shape[-2], width - image.shape[-1]
+    if below:
+        image = torch.cat([image, image[:, -1:].expand(-1, below, -1)], 1)
+    if right:
+        image = torch.cat([image, image[:, :, -1:].expand(-1, -1, right)], 2)
     return image
 
 
-def _random_crop(image: Tensor, crop: int, top: float, left: float) -> Tensor:
+def _random_crop(image: Tensor, crop: int, top: float, left: float) -> tuple[slice, slice]:
     height, width = image.shape[-2:]
     row, column = math.floor(top * (height - crop + 1)), math.floor(left * (width - crop + 1))
-    return image[:, row : row + crop, column : column + crop]
+    return slice(row, row + crop), slice(column, column + crop)
+
+
+def _centre_crop(image: Tensor, crop: int) -> tuple[slice, slice]:
+    # Python's round (half to even), as torchvision rounds the centre.
+    row, column = (round((side - crop) / 2) for side in image.shape[-2:])
+    return slice(row, row + crop), slice(column, column + crop)
+
+
+def _cut(pixels: Tensor, rows: slice, columns: slice, *, mirror: bool) -> Tensor:
+    pixels = pixels[..., rows, columns]
+    return pixels.flip(-1) if mirror else pixels
+
+
+def _resize_mask(mask: Tensor, height: int, width: int) -> Tensor:
+    # Pillow itself: torch's rounding differs at ties, and the published masks came from Pillow.
+    resized = Image.fromarray(mask.numpy()).resize((width, height), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(resized))

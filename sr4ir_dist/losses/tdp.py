@@ -16,8 +16,8 @@ def tdp(
 ) -> Tensor:
     """Sums w_k * mean|F_k(SR) - F_k(HR)| over layers k (paper, equation 2).
 
-    Features are compared as they are, without normalisation. The HR side carries no gradient. An
-    empty batch gives a zero that has a graph.
+    Features are compared as they are, without normalisation. The HR side's are to be computed
+    without gradient, as the published method does. An empty batch gives a zero that has a graph.
 
     Args:
         features_sr: The task network's feature maps of the SR images, by layer.
@@ -35,8 +35,5 @@ def tdp(
                 f"weights names layer {name!r}; the features have {sorted(features_sr)} for SR "
                 f"and {sorted(features_hr)} for HR"
             )
-    terms = [
-        weight * l1(features_sr[name], features_hr[name].detach())
-        for name, weight in weights.items()
-    ]
+    terms = [weight * l1(features_sr[name], features_hr[name]) for name, weight in weights.items()]
     return sum(terms[1:], start=terms[0])

@@ -1,17 +1,56 @@
 """Metrics as states: update with batches, add the states of ranks, compute.
 
-Every metric here is a mean over samples of `metrics.mean.Mean`: its whole state is one small
-float64 tensor of sums, so ranks combine theirs by one all-reduce.
+A mean over samples (`metrics.mean.Mean`) and mIoU have a small float64 tensor of sums as their
+whole state, so ranks combine theirs by one all-reduce; COCO's mAP keeps every detection.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol, Self
 
-from sr4ir_dist.metrics.mean import Mean
+import torch
+
+from sr4ir_dist.metrics.coco import COCOmAP
+from sr4ir_dist.metrics.miou import MIoU
 from sr4ir_dist.metrics.psnr import PSNR
 from sr4ir_dist.metrics.ssim import SSIM
 from sr4ir_dist.metrics.topk import TopK
 
-METRICS: dict[str, Callable[..., Mean]] = {"psnr": PSNR, "ssim": SSIM, "topk": TopK}
+
+class Metric(Protocol):
+    """What evaluation asks of a metric."""
+
+    def update(self, outputs: Any, targets: Any, /) -> None:
+        """Adds a batch."""
+        ...
+
+    def state(self, device: torch.device | str | None = None) -> Any:
+        """Everything seen: a float64 tensor that adds up over ranks, or a value to be pickled."""
+        ...
+
+    def from_state(self, state: Any) -> Self:
+        """Returns a metric of the same settings that holds a state."""
+        ...
+
+    def merge(self, other: Self) -> Self:
+        """Returns the metric of what both have seen; neither is changed."""
+        ...
+
+    def compute(self) -> float:
+        """Returns the figure, nan when there is nothing to judge."""
+        ...
+
+    def details(self) -> dict[str, float]:
+        """Returns further figures by name."""
+        ...
+
+
+METRICS: dict[str, Callable[..., Metric]] = {
+    "psnr": PSNR,
+    "ssim": SSIM,
+    "topk": TopK,
+    "miou": MIoU,
+    "map": COCOmAP,
+}
 """Name -> builder(**settings)."""

@@ -75,6 +75,10 @@ class Mean:
         total, counted, _ = self.state().tolist()
         return total / counted if counted else float("nan")
 
+    def details(self) -> dict[str, float]:
+        """Returns further figures by name; a mean has none."""
+        return {}
+
     @property
     def count(self) -> int:
         """Samples in the mean."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from sr4ir_dist.networks.edsr import EDSR
 from sr4ir_dist.networks.interpolation import Interpolation
+from sr4ir_dist.networks.swinir import SwinIR
 
 
 def _bilinear(scale: int) -> nn.Module:
@@ -20,6 +21,7 @@ def _bicubic(scale: int) -> nn.Module:
 
 SR_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "edsr": EDSR,
+    "swinir": SwinIR,
     "bilinear": _bilinear,
     "bicubic": _bicubic,
 }

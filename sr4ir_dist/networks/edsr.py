@@ -40,8 +40,11 @@ class _ResidualBlock(nn.Module):
         return self.body(x) + x
 
 
-class _PixelShuffle(nn.PixelShuffle):
+class PixelShuffle(nn.PixelShuffle):
+    """torch's pixel shuffle, for empty batches too."""
+
     def forward(self, input: Tensor) -> Tensor:
+        """Rearranges N,C*r*r,H,W to N,C,H*r,W*r; N may be 0."""
         # torch's own backward gives an empty batch a gradient of a wrong shape.
         if len(input) == 0:
             batch, channels, height, width = input.shape
@@ -81,7 +84,7 @@ class EDSR(nn.Module):
         )
         doublings: list[nn.Module] = []
         for _ in range(scale.bit_length() - 1):
-            doublings += [_conv(features, 4 * features), _PixelShuffle(2)]
+            doublings += [_conv(features, 4 * features), PixelShuffle(2)]
         self.tail = nn.Sequential(nn.Sequential(*doublings), _conv(features, 3))
 
     def forward(self, lr: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -16,10 +16,29 @@ from torch import Tensor, nn
 from sr4ir_dist import storage
 
 _WRAPPERS = ("params", "state_dict")
+_OPTIONAL = ("num_batches_tracked", "attn_mask", "relative_position_index")
 
 
 class WeightsError(ValueError):
     """Weights that cannot be read or do not fit the network; names the URI."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How a classification network's published file maps to a part of another network.
+
+    Attributes:
+        source: What the names of the backbone's tensors start with in the file.
+        target: What they start with in the network instead.
+        head: What the names of the file's other tensors start with; these are not used.
+    """
+
+    source: str
+    target: str
+    head: tuple[str, ...]
+
+
+_WHOLE = Backbone("", "", ())
 
 
 @dataclass(frozen=True)
@@ -28,10 +47,11 @@ class LoadReport:
 
     Attributes:
         uri: Where the weights came from.
-        loaded: Names that were filled.
+        loaded: Names that were filled, as the network has them.
         missing: Names that the network has and the file has not.
-        unexpected: Names that the file has and the network has not.
+        unexpected: Names that the file has and the network has not, as the file has them.
         mismatched: Names in both whose shapes differ, with the file's and the network's shape.
+        backbone: Whether the file was read as a classification network's, for the backbone alone.
     """
 
     uri: str
@@ -39,6 +59,7 @@ class LoadReport:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    backbone: bool = False
 
     @property
     def complete(self) -> bool:
@@ -47,7 +68,8 @@ class LoadReport:
 
     def summary(self) -> str:
         """Says in one line what was loaded and what was not."""
-        parts = [f"{self.uri}: {len(self.loaded)} tensors loaded"]
+        where = " into the backbone" if self.backbone else ""
+        parts = [f"{self.uri}: {len(self.loaded)} tensors loaded{where}"]
         if self.missing:
             parts.append(f"{len(self.missing)} keep their start ({_some(self.missing)})")
         if self.unexpected:
@@ -58,59 +80,117 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def load_weights(module: nn.Module, uri: str, *, partial: bool = False) -> LoadReport:
-    """Reads weights into a network, in place; nothing is changed when they do not fit.
-
-    A top-level `params` or `state_dict` entry is unwrapped and a `module.` prefix stripped.
-    Batch norm's `num_batches_tracked` may be absent: old files lack it and a fixed momentum never
-    reads it. Values are converted to the network's dtype. `.pt` and `.pth` files are read without
-    executing anything (`weights_only=True`).
+def load_weights(
+    module: nn.Module, uri: str, *, partial: bool = False, backbone: Backbone | None = None
+) -> LoadReport:
+    """Reads a file of weights into a network, in place, as `load_state` does.
 
     Args:
         module: The plain network.
         uri: A `.pt`, `.pth` or `.safetensors` file: a path or a URI.
-        partial: Load what fits and report the rest, instead of refusing. A head for another
-            number of classes is one of the tensors that do not fit.
+        partial: As in `load_state`.
+        backbone: As in `load_state`.
 
     Raises:
-        WeightsError: Unreadable file, or not exactly the network's tensors; with `partial`, only
-            when no tensor fits at all.
+        WeightsError: As `read_tensors` and `load_state`.
         StorageError: There is no such file.
     """
-    found = _read(uri)
+    return load_state(module, read_tensors(uri), what=uri, partial=partial, backbone=backbone)
+
+
+def load_state(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    what: str,
+    partial: bool = False,
+    backbone: Backbone | None = None,
+) -> LoadReport:
+    """Copies named tensors into a network, in place; nothing is changed when they do not fit.
+
+    Values are converted to the network's dtype. Three kinds of buffers may be absent on either
+    side: batch norm's `num_batches_tracked`, which old files and frozen batch norm lack and a
+    fixed momentum never reads, and SwinIR's `attn_mask` and `relative_position_index`, which
+    follow from its settings and stay as built where their shapes differ.
+
+    Args:
+        module: The plain network.
+        tensors: Name -> value.
+        what: Where they come from, for messages and the report: a URI.
+        partial: Load what fits and report the rest, instead of refusing. A head for another
+            number of classes is one of the tensors that do not fit.
+        backbone: Unless the tensors fit exactly, take them as a classification network's, and
+            fill this part of the network with all of them but their head. The rest of the network
+            keeps its start, and the report says so.
+
+    Raises:
+        WeightsError: Not exactly the network's tensors, nor its backbone's; with `partial`, only
+            when no tensor fits at all. Every name that is missing or unexpected is given.
+    """
     own: dict[str, Tensor] = module.state_dict()
-    fitting: dict[str, Tensor] = {}
-    mismatched = []
-    for name, value in found.items():
-        if name in own and value.shape == own[name].shape:
-            fitting[name] = value
-        elif name in own:
-            mismatched.append((name, tuple(value.shape), tuple(own[name].shape)))
-    report = LoadReport(
-        uri=uri,
-        loaded=tuple(fitting),
-        missing=tuple(
-            name for name in own if name not in found and not name.endswith("num_batches_tracked")
-        ),
-        unexpected=tuple(name for name in found if name not in own),
-        mismatched=tuple(mismatched),
-    )
-    if not fitting or not (partial or report.complete):
-        raise WeightsError(_complaint(report, type(module).__name__))
-    module.load_state_dict(fitting, strict=False)
+    values, report, faults = _match(own, tensors, what, None)
+    if backbone is not None and not report.complete:
+        part = _match(own, tensors, what, backbone)
+        if part[0] and len(part[0]) >= len(values):
+            values, report, faults = part
+    if not values or not (partial or faults.complete):
+        raise WeightsError(_complaint(faults, type(module).__name__))
+    module.load_state_dict(values, strict=False)
     return report
 
 
-def _complaint(report: LoadReport, network: str) -> str:
-    lines = [f"weights {report.uri} do not fit {network}:"]
-    if report.missing:
-        lines.append(f"  missing: {', '.join(report.missing)}")
-    if report.unexpected:
-        lines.append(f"  unexpected: {', '.join(report.unexpected)}")
-    for name, there, here in report.mismatched:
+def _match(
+    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str, backbone: Backbone | None
+) -> tuple[dict[str, Tensor], LoadReport, LoadReport]:
+    """The values that fit, the report of loading them, and the part of it that is amiss."""
+    part = backbone or _WHOLE
+    values: dict[str, Tensor] = {}
+    unexpected, mismatched = [], []
+    for name, value in tensors.items():
+        inner = part.target + name.removeprefix(part.source)
+        outside = not name.startswith(part.source) or name.startswith(part.head)
+        if not outside and inner in own and value.shape == own[inner].shape:
+            values[inner] = value
+        elif _optional(name):
+            continue
+        elif outside or inner not in own:
+            unexpected.append(name)
+        else:
+            mismatched.append((inner, tuple(value.shape), tuple(own[inner].shape)))
+    differing = {name for name, _, _ in mismatched}
+    missing = [n for n in own if n not in values and n not in differing and not _optional(n)]
+    report = LoadReport(
+        uri=what,
+        loaded=tuple(values),
+        missing=tuple(missing),
+        unexpected=tuple(unexpected),
+        mismatched=tuple(mismatched),
+        backbone=backbone is not None,
+    )
+    heads = tuple(part.target + start for start in part.head)
+    faults = replace(
+        report,
+        missing=tuple(n for n in missing if n.startswith(part.target) and not n.startswith(heads)),
+        unexpected=tuple(name for name in unexpected if not name.startswith(part.head)),
+    )
+    return values, report, faults
+
+
+def _optional(name: str) -> bool:
+    return name.rpartition(".")[2] in _OPTIONAL
+
+
+def _complaint(faults: LoadReport, network: str) -> str:
+    where = f"fill the backbone of {network}" if faults.backbone else f"fit {network}"
+    lines = [f"weights {faults.uri} do not {where}:"]
+    if faults.missing:
+        lines.append(f"  missing: {', '.join(faults.missing)}")
+    if faults.unexpected:
+        lines.append(f"  unexpected: {', '.join(faults.unexpected)}")
+    for name, there, here in faults.mismatched:
         lines.append(f"  other shape: {name} is {list(there)} there, {list(here)} here")
-    if report.loaded:
-        lines.append(f"  {len(report.loaded)} tensors fit: partial loading would take these")
+    if faults.loaded:
+        lines.append(f"  {len(faults.loaded)} tensors fit: partial loading would take these")
     return "\n".join(lines)
 
 
@@ -119,7 +199,19 @@ def _some(names: tuple[str, ...] | list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def _read(uri: str) -> dict[str, Tensor]:
+def read_tensors(uri: str) -> dict[str, Tensor]:
+    """Reads a file of named tensors, on the CPU and without executing anything in it.
+
+    A top-level `params` or `state_dict` entry is unwrapped and a `module.` prefix stripped. `.pt`
+    and `.pth` files are read with `weights_only=True`.
+
+    Args:
+        uri: A `.pt`, `.pth` or `.safetensors` file: a path or a URI.
+
+    Raises:
+        WeightsError: Another kind of file, an unreadable one, or one of other values than tensors.
+        StorageError: There is no such file.
+    """
     suffix = PurePosixPath(uri).suffix
     if suffix not in (".pt", ".pth", ".safetensors"):
         raise WeightsError(

@@ -2,48 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
-from sr4ir_dist import recipes
-from sr4ir_dist.config import Experiment, Role
+from sr4ir_dist import recipes, tasks
+from sr4ir_dist.config import Experiment, Network, Role
 from sr4ir_dist.data.loader import Loader
-from sr4ir_dist.data.transforms import PatchCrop, ResizeCrop, Transform
+from sr4ir_dist.data.transforms import Flip, PatchCrop, ResizeCrop, Transform
 from sr4ir_dist.networks import SR_NETWORKS
-from sr4ir_dist.tasks import TASKS, Task
+from sr4ir_dist.networks.vgg import VGG19
+from sr4ir_dist.tasks import Task
+from sr4ir_dist.tasks.detection import Detector, settle
+from sr4ir_dist.tasks.scored import Scored
 from sr4ir_dist.training.batch_norm import synchronise
 from sr4ir_dist.training.engines import DeepSpeedEngine, Engine, PlainEngine, build_optimizer
-from sr4ir_dist.training.step import Setup
+from sr4ir_dist.training.views import Setup
 
 
 def build_networks(
-    experiment: Experiment, device: torch.device | None = None
-) -> dict[Role, nn.Module]:
+    experiment: Experiment,
+    device: torch.device | None = None,
+    only: Sequence[Network] = ("sr", "task", "oracle", "vgg"),
+) -> dict[Network, nn.Module]:
     """The recipe's networks with the random start that the seed gives.
 
-    Every rank builds the same; a network's start does not depend on which others are built. They
-    lie on the device, by default this process's.
+    Every rank builds the same; a network's start does not depend on which others are built.
+
+    Args:
+        experiment: the experiment.
+        device: where they lie; by default this process's.
+        only: leaves out all others.
     """
     device = _device() if device is None else device
-    modules: dict[Role, nn.Module] = {}
-    for number, role in enumerate(("sr", "task")):
-        if role in recipes.get(experiment.recipe).init_from:
+    modules: dict[Network, nn.Module] = {}
+    networks: tuple[Network, ...] = ("sr", "task", "oracle", "vgg")
+    for number, network in enumerate(networks):
+        if network in recipes.get(experiment.recipe).init_from and network in only:
             torch.manual_seed(experiment.seed * 2 + number)
-            modules[role] = _build(experiment, role).to(device)
+            modules[network] = _build(experiment, network).to(device)
     return modules
 
 
 def make_setup(
     experiment: Experiment,
-    modules: Mapping[Role, nn.Module],
+    modules: Mapping[Network, nn.Module],
     *,
     rank: int = 0,
     world_size: int = 1,
     engine: Literal["deepspeed", "plain", "none"] = "deepspeed",
+    lpips: nn.Module | None = None,
 ) -> Setup:
     """Wrap the networks that learn in engines and freeze the others.
 
@@ -53,17 +64,22 @@ def make_setup(
         rank: this process among those that train.
         world_size: how many train together.
         engine: DeepSpeed's, plain PyTorch's, or none to evaluate only.
+        lpips: the network of the LPIPS metric, to report it.
     """
-    recipe = recipes.get(experiment.recipe)
+    recipe, task = recipes.get(experiment.recipe), make_task(experiment)
     modules = dict(modules)
     if world_size > 1 and experiment.batch_norm == "sync" and "task" in recipe.updates:
         modules["task"] = synchronise(modules["task"])
     engines: dict[Role, Engine] = {}
-    for role, module in modules.items():
-        if role not in recipe.updates or engine == "none":
+    learning = recipe.updates if engine != "none" else ()
+    for network, module in modules.items():
+        if network not in learning:
             module.requires_grad_(False)
-            continue
-        optimizer = build_optimizer(experiment, role, module)
+    for role in learning:
+        module = modules[role]
+        optimizer = build_optimizer(
+            getattr(experiment.optimizers, role), _groups(role, module, task)
+        )
         if engine == "plain":
             engines[role] = PlainEngine(module, optimizer)
         else:
@@ -74,14 +90,14 @@ def make_setup(
                 precision=experiment.precision,
                 micro_batch=-(-experiment.batch_size // world_size),
             )
-    return Setup(experiment, recipe, modules, engines, make_task(experiment), rank, world_size)
+    return Setup(experiment, recipe, modules, engines, task, rank, world_size, lpips)
 
 
 def make_task(experiment: Experiment) -> Task | None:
     """The adapter of the experiment's task, if its recipe has a task network."""
     if "task" not in recipes.get(experiment.recipe).init_from or experiment.task is None:
         return None
-    return TASKS[experiment.task.name](num_classes=experiment.task.classes)
+    return tasks.make_task(experiment.task)
 
 
 def open_loader(setup: Setup, data: str, split: str, cache_dir: str | None = None) -> Loader:
@@ -92,8 +108,16 @@ def open_loader(setup: Setup, data: str, split: str, cache_dir: str | None = Non
     transform: Transform
     if settings.transform == "patch":
         transform = PatchCrop(crop=settings.crop, scale=experiment.scale, train=training)
+    elif settings.transform == "flip":
+        transform = Flip(train=training, shrink=settings.shrink)
     else:
-        transform = ResizeCrop(resize=settings.resize, crop=settings.crop, train=training)
+        transform = ResizeCrop(
+            resize=settings.resize,
+            crop=settings.crop,
+            train=training,
+            center_crop=settings.center_crop,
+        )
+    target = None if setup.task is None else setup.task.target
     return Loader(
         data,
         split,
@@ -103,22 +127,48 @@ def open_loader(setup: Setup, data: str, split: str, cache_dir: str | None = Non
         rank=setup.rank,
         world_size=setup.world_size,
         shuffle=training,
-        target="label" if setup.task is not None else None,
+        target=target,
+        # Detection's batches hold images of about the same shape, and only whole ones.
+        grouped=training and target == "boxes",
         cache_dir=Path(cache_dir) if cache_dir else None,
     )
 
 
-def _build(experiment: Experiment, role: Role) -> nn.Module:
-    if role == "sr":
-        settings = experiment.sr
-        assert settings is not None
-        build = SR_NETWORKS[settings.network]
-        if settings.network != "edsr":
-            return build(experiment.scale)
-        return build(experiment.scale, blocks=settings.blocks, features=settings.features)
+def _build(experiment: Experiment, network: Network) -> nn.Module:
+    if network == "vgg":
+        return VGG19(experiment.fixed.vgg_layer)
+    if network == "sr":
+        return _build_sr(experiment)
     task = make_task(experiment)
     assert task is not None
-    return task.build()
+    module = task.build()
+    if isinstance(module, Detector) and experiment.task and experiment.task.weights is None:
+        settle(module)
+    if network == "task" and recipes.get(experiment.recipe).scored:
+        return Scored(module, task)
+    return module
+
+
+def _build_sr(experiment: Experiment) -> nn.Module:
+    settings = experiment.sr
+    assert settings is not None
+    sizes: dict[str, tuple[str, ...]] = {
+        "edsr": ("blocks", "features"),
+        "swinir": ("blocks", "features", "depth", "heads", "window", "drop_path"),
+    }
+    given = {name: getattr(settings, name) for name in sizes.get(settings.network, ())}
+    return SR_NETWORKS[settings.network](experiment.scale, **given)
+
+
+def _groups(
+    role: Role, module: nn.Module, task: Task | None
+) -> list[tuple[str, list[nn.Parameter]]]:
+    """The groups of a network's trainable parameters that have learning rates of their own."""
+    if role == "sr" or task is None:
+        return [("main", [p for p in module.parameters() if p.requires_grad])]
+    if isinstance(module, Scored):
+        return list(module.parameter_groups())
+    return list(task.parameter_groups(module))
 
 
 def _device() -> torch.device:

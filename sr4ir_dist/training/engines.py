@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,19 +20,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sr4ir_dist.config import AdamW, Experiment, Role
+from sr4ir_dist.config import SGD, AdamW
 
 _ADAMW_STATE = ("exp_avg", "exp_avg_sq")
 _SGD_STATE = ("momentum_buffer",)
 
 
 class Engine(Protocol):
-    """A network, its optimizer, and how gradients of all ranks become one update."""
+    """A network, its optimizer, and how gradients of all ranks become one update.
+
+    Attributes:
+        module: the network itself.
+        trainable: the parameters that the optimizer holds.
+        base_rates: the highest learning rate of each group of parameters.
+    """
 
     module: nn.Module
     trainable: tuple[nn.Parameter, ...]
+    base_rates: tuple[float, ...]
 
-    def __call__(self, images: Tensor) -> Any:
+    def __call__(self, *inputs: Any) -> Any:
         """Run the network that learns."""
         ...
 
@@ -40,8 +47,8 @@ class Engine(Protocol):
         """Accumulate the gradient of this rank's loss."""
         ...
 
-    def step(self, lr: float) -> None:
-        """Average gradients over ranks, update the weights at this rate, clear gradients."""
+    def step(self, rates: Sequence[float]) -> None:
+        """Average gradients over ranks, update each group at its rate, clear gradients."""
         ...
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -53,10 +60,24 @@ class Engine(Protocol):
         ...
 
 
-def build_optimizer(experiment: Experiment, role: Role, module: nn.Module) -> torch.optim.Optimizer:
-    """The experiment's torch optimizer over a network's trainable parameters."""
-    settings = getattr(experiment.optimizers, role)
-    parameters = [p for p in module.parameters() if p.requires_grad]
+def build_optimizer(
+    settings: AdamW | SGD, groups: Sequence[tuple[str, Sequence[nn.Parameter]]]
+) -> torch.optim.Optimizer:
+    """The experiment's torch optimizer over the groups of a network's trainable parameters.
+
+    Args:
+        settings: of this network.
+        groups: names and parameters; `aux`, segmentation's auxiliary head, has a rate of its own.
+    """
+    parameters = [
+        {
+            "params": list(members),
+            "lr": settings.lr * settings.aux_factor
+            if name == "aux" and isinstance(settings, SGD)
+            else settings.lr,
+        }
+        for name, members in groups
+    ]
     if isinstance(settings, AdamW):
         return torch.optim.AdamW(
             parameters, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
@@ -73,25 +94,26 @@ class PlainEngine:
         """Wrap a network whose trainable parameters the optimizer holds."""
         self.module = module
         self.trainable = tuple(p for p in module.parameters() if p.requires_grad)
+        self.base_rates = _rates(optimizer)
         self._optimizer = optimizer
 
-    def __call__(self, images: Tensor) -> Any:
+    def __call__(self, *inputs: Any) -> Any:
         """Run the network that learns."""
-        return self.module(images)
+        return self.module(*inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of this rank's loss."""
         loss.backward()
 
-    def step(self, lr: float) -> None:
-        """Average gradients over ranks, update the weights at this rate, clear gradients."""
+    def step(self, rates: Sequence[float]) -> None:
+        """Average gradients over ranks, update each group at its rate, clear gradients."""
         if dist.is_initialized() and dist.get_world_size() > 1:
             for parameter in self.trainable:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= dist.get_world_size()
-        _set_lr(self._optimizer, lr)
+        _set_rates(self._optimizer, rates)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -131,6 +153,7 @@ class DeepSpeedEngine:
         """
         deepspeed = _deepspeed()
         self.trainable = tuple(p for p in module.parameters() if p.requires_grad)
+        self.base_rates = _rates(optimizer)
         self._stage = stage
         self._optimizer = optimizer
         config = {
@@ -160,17 +183,17 @@ class DeepSpeedEngine:
         self._zero: Any = zero
         self.module = module
 
-    def __call__(self, images: Tensor) -> Any:
+    def __call__(self, *inputs: Any) -> Any:
         """Run the network that learns."""
-        return self._engine(images)
+        return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of this rank's loss."""
         self._engine.backward(loss)
 
-    def step(self, lr: float) -> None:
-        """Average gradients over ranks, update the weights at this rate, clear gradients."""
-        _set_lr(self._zero, lr)
+    def step(self, rates: Sequence[float]) -> None:
+        """Average gradients over ranks, update each group at its rate, clear gradients."""
+        _set_rates(self._zero, rates)
         self._engine.step()
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -247,9 +270,13 @@ def _deepspeed() -> Any:
     return deepspeed
 
 
-def _set_lr(optimizer: Any, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+def _rates(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
+    return tuple(group["lr"] for group in optimizer.param_groups)
+
+
+def _set_rates(optimizer: Any, rates: Sequence[float]) -> None:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def _state_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:

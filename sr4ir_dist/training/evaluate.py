@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sr4ir_dist.batch import Batch
+from sr4ir_dist.config import SSIM_WINDOW
 from sr4ir_dist.data.loader import Loader
-from sr4ir_dist.degradation import crop_back
+from sr4ir_dist.metrics import Metric
+from sr4ir_dist.metrics.lpips import LPIPS
 from sr4ir_dist.metrics.mean import Mean
 from sr4ir_dist.metrics.psnr import PSNR
 from sr4ir_dist.metrics.ssim import SSIM
 from sr4ir_dist.recipes import Phase
-from sr4ir_dist.training.step import Setup, Views, make_inputs
+from sr4ir_dist.training.views import Inputs, Setup, Views, make_inputs
 
-M = TypeVar("M", bound=Mean)
-
-TASK_METRICS = {"classification": "top1"}
-"""What a task's figure is called in results."""
+M = TypeVar("M", bound=Metric | Mean)
 
 
 def evaluate(
@@ -29,7 +30,8 @@ def evaluate(
     """Judge the networks on a split, by the recipe's view.
 
     Every rank must call it; each reads its own share of the split and all get the same figures.
-    Images of different sizes are judged without the padding that made them one batch.
+    Images of different sizes are judged one by one, as the published evaluation does, so that no
+    figure depends on which images were loaded together.
 
     Args:
         setup: the networks, and the recipe that says which view is judged.
@@ -37,52 +39,100 @@ def evaluate(
         say: is told how far it is, about ten times.
 
     Returns:
-        `psnr` (dB) and `ssim` against HR where the view is not HR itself, the task's figure (per
-        cent) where there is a task network, and `images`, how many were judged.
+        `psnr` (dB), `ssim` and, where its weights are there, `lpips` against HR where the view is
+        not HR itself; the task's figures (per cent) where there is a task network; `images`, how
+        many were judged, and `too_small`, of how many a border crop leaves nothing for SSIM.
     """
-    view = setup.recipe.judged_on
-    settings = setup.experiment.evaluation
-    quality: dict[str, PSNR | SSIM] = {}
-    if view != "hr":
-        crop = {"border": settings.border, "channel": settings.channel}
-        quality = {"psnr": PSNR(**crop), "ssim": SSIM(**crop)}
+    quality = _quality(setup)
     task_metric = setup.task.metric() if setup.task else None
-    seen = Mean()
+    seen, small = Mean(), Mean()
     for module in setup.modules.values():
         module.eval()
     with torch.inference_mode():
         for number, batch in enumerate(loader.epoch(1), 1):
             if number % max(1, loader.steps_per_epoch // 10) == 0:
                 say(f"judged {number} of {loader.steps_per_epoch} batches")
-            inputs = make_inputs(setup, batch, epoch=1)
-            seen.add(torch.ones(len(inputs.hr)))
-            if len(inputs.hr) == 0:
-                continue
-            views = Views(setup, Phase(updates=(), terms=()), inputs)
-            for sr, hr in _unpadded(views.image(view), inputs.hr, batch.sizes) if quality else ():
-                for metric in quality.values():
-                    metric.update(sr, hr)
-            if task_metric is not None:
-                task_metric.update(views.task_outputs(view), inputs.targets)
-    figures = {name: _over_ranks(setup, metric).compute() for name, metric in quality.items()}
+            for part in _of_one_size(batch):
+                inputs = make_inputs(setup, part)
+                views = Views(setup, Phase(updates=(), terms=()), inputs)
+                count = torch.ones(len(inputs.hr))
+                seen.add(count)
+                if not _measure(setup, quality, views, inputs):
+                    small.add(count)
+                if task_metric is not None:
+                    outputs = views.task_outputs(setup.recipe.judged_on)
+                    task_metric.update(outputs, inputs.targets)
+    figures: dict[str, float] = {}
+    for name, metric in quality.items():
+        figures[name] = _over_ranks(setup, metric).compute()
     if task_metric is not None:
-        assert setup.experiment.task is not None
-        name = TASK_METRICS[setup.experiment.task.name]
-        figures[name] = _over_ranks(setup, task_metric).compute()
-    return figures | {"images": _over_ranks(setup, seen).count}
+        assert setup.task is not None
+        merged = _over_ranks(setup, task_metric)
+        figures |= {setup.task.figure: merged.compute(), **merged.details()}
+    figures["images"] = _over_ranks(setup, seen).count
+    too_small = _over_ranks(setup, small).count
+    return figures | ({"too_small": too_small} if too_small else {})
 
 
-def _unpadded(sr: Tensor, hr: Tensor, sizes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    if (sizes == torch.tensor(hr.shape[-2:])).all():
-        yield sr, hr
-    else:
-        for pair in zip(crop_back(sr, sizes), crop_back(hr, sizes), strict=True):
-            yield pair[0].unsqueeze(0), pair[1].unsqueeze(0)
+def _quality(setup: Setup) -> dict[str, Any]:
+    settings = setup.experiment.evaluation
+    if setup.recipe.judged_on == "hr":
+        return {}
+    crop = {"border": settings.border, "channel": settings.channel}
+    quality: dict[str, Any] = {"psnr": PSNR(**crop), "ssim": SSIM(**crop)}
+    if setup.lpips is not None:
+        quality["lpips"] = LPIPS(setup.lpips, border=settings.border)
+    return quality
+
+
+def _of_one_size(batch: Batch) -> Iterator[Batch]:
+    """The batch where its images have one size, else its images one by one, without padding."""
+    if len(batch.hr) and (batch.sizes == batch.sizes[0]).all():
+        yield batch
+        return
+    for index, (height, width) in enumerate(batch.sizes.tolist()):
+        at = slice(index, index + 1)
+        targets = batch.targets
+        if targets is not None:
+            targets = targets[at]
+        if isinstance(targets, Tensor) and targets.ndim == 3:  # masks
+            targets = targets[:, :height, :width]
+        yield replace(
+            batch,
+            hr=batch.hr[at, :, :height, :width],
+            sizes=batch.sizes[at],
+            targets=targets,
+            ids=batch.ids[at],
+            keys=batch.keys[at],
+        )
+
+
+def _measure(setup: Setup, quality: dict[str, Any], views: Views, inputs: Inputs) -> bool:
+    """Compare the judged view with HR; False where the images are too small for that."""
+    if not quality:
+        return True
+    sr, hr = views.image(setup.recipe.judged_on), inputs.hr
+    # Detection's published figures are those of the padded canvas.
+    if setup.task is None or not setup.task.quality_on_canvas:
+        height, width = inputs.sizes[0]
+        sr, hr = sr[..., :height, :width], hr[..., :height, :width]
+    if min(hr.shape[-2:]) < 2 * setup.experiment.evaluation.border + SSIM_WINDOW:
+        return False
+    for metric in quality.values():
+        metric.update(sr, hr)
+    return True
 
 
 def _over_ranks(setup: Setup, metric: M) -> M:
     if setup.world_size == 1:
         return metric
     state = metric.state(setup.device)
-    dist.all_reduce(state)
-    return metric.from_state(state)
+    if isinstance(state, Tensor):
+        dist.all_reduce(state)
+        return metric.from_state(state)
+    states: list[Any] = [None] * setup.world_size
+    dist.all_gather_object(states, state)
+    merged: Any = metric.from_state(states[0])
+    for part in states[1:]:
+        merged = merged.merge(metric.from_state(part))
+    return merged

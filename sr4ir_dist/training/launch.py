@@ -13,8 +13,9 @@ import ray
 import ray.train
 import ray.train.torch
 
-from sr4ir_dist import storage
+from sr4ir_dist import recipes, storage
 from sr4ir_dist.config import ExperimentError
+from sr4ir_dist.training.build import make_task
 from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan
 from sr4ir_dist.training.worker import EvaluationJob, Job, evaluate_worker, run_worker
 
@@ -95,6 +96,7 @@ def train(
             f"workers={resources.workers} exceed batch_size={plan.experiment.batch_size}: a worker "
             "needs at least one image of each step; use fewer workers or a larger batch_size"
         )
+    _check_shares(plan, resources.workers)
     cpus, gpu = _check_resources(resources)
     job = Job(plan, cpus, log_every, _local(cache_dir), started=uuid.uuid4().hex)
     # Our checkpoints say where the run stands. What Ray kept of an earlier launch can only harm: it
@@ -184,6 +186,22 @@ def _fit(trainer: ray.train.torch.TorchTrainer, what: str) -> dict[str, Any]:
     if "refused" in result:
         raise TrainingError(f"{what} was stopped: {result['refused']}")
     return result
+
+
+def _check_shares(plan: Plan, workers: int) -> None:
+    """Refuse steps that batch norm cannot take, rather than fail in the middle of an epoch."""
+    experiment, task = plan.experiment, make_task(plan.experiment)
+    if task is None or "task" not in recipes.get(experiment.recipe).updates:
+        return
+    local = experiment.batch_norm == "local"
+    images = plan.smallest_step // workers if local else plan.smallest_step
+    if 0 < images < task.min_images:
+        raise ExperimentError(
+            f"batch_size={experiment.batch_size} leaves a step of {plan.smallest_step} images"
+            f"{f' on {workers} workers' if local else ''}; {experiment.name} needs "
+            f"{task.min_images}{' on each' if local else ''}, for its batch norm: choose another "
+            "batch_size"
+        )
 
 
 def _check_resources(resources: Resources) -> tuple[int, bool]:

@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sr4ir_dist.config import Role
 from sr4ir_dist.data.loader import Loader
 from sr4ir_dist.training.batch_norm import average_running_statistics
 from sr4ir_dist.training.evaluate import evaluate
-from sr4ir_dist.training.schedules import cosine
+from sr4ir_dist.training.schedules import learning_rate
 from sr4ir_dist.training.state import Progress
-from sr4ir_dist.training.step import Setup, make_inputs, train_step
+from sr4ir_dist.training.step import Rates, train_step
+from sr4ir_dist.training.views import Setup, make_inputs
 
 
 class NonFiniteLossError(ValueError):
@@ -48,7 +48,7 @@ def train(
     *,
     log_every: int = 10,
 ) -> Progress:
-    """Train from `progress` to the experiment's last epoch.
+    """Train from `progress` to the experiment's last epoch, or only judge what learns nothing.
 
     Every rank must call it with its own loaders. What a step computes depends on the experiment,
     the data and the number of ranks alone, so a run that resumes repeats an uninterrupted one.
@@ -59,9 +59,10 @@ def train(
     experiment = setup.experiment
     steps = training.steps_per_epoch
     losses = LossLog(setup)
-    for epoch in range(progress.epoch, experiment.epochs + 1):
+    last = experiment.epochs if setup.recipe.phases else 1
+    for epoch in range(progress.epoch, last + 1):
         after_warmup = epoch > experiment.warmup_epochs
-        batches = training.epoch(epoch, progress.step_in_epoch)
+        batches = training.epoch(epoch, progress.step_in_epoch) if setup.recipe.phases else ()
         started = time.perf_counter()
         for batch in batches:
             _reseed(setup, progress.step)
@@ -72,7 +73,7 @@ def train(
             progress = replace(
                 progress, step=progress.step + 1, step_in_epoch=progress.step_in_epoch + 1
             )
-            losses.add(progress.step, batch.ids, terms, inputs.share)
+            losses.add(progress.step, batch.ids, terms)
 
             epoch_ends = progress.step_in_epoch == steps
             publish_now = not epoch_ends and _due(progress.step, experiment.checkpoint.every_steps)
@@ -83,13 +84,13 @@ def train(
                 progress = replace(progress, seconds=progress.seconds + now - started)
                 if log_now:
                     hooks.logged(
-                        progress, losses.means() | {f"lr_{k}": v for k, v in rates.items()}
+                        progress, losses.means() | {f"lr_{k}": v[0] for k, v in rates.items()}
                     )
                 if publish_now:
                     hooks.publish(progress)
                 started = time.perf_counter()
 
-        judged = epoch == experiment.epochs or _due(epoch, experiment.evaluation.every_epochs)
+        judged = epoch == last or _due(epoch, experiment.evaluation.every_epochs)
         if judged:
             figures = {"epoch": epoch, "step": progress.step} | evaluate(setup, validation)
             progress = replace(progress, history=(*progress.history, figures))
@@ -103,24 +104,35 @@ def train(
     return progress
 
 
-def learning_rates(setup: Setup, step: int, steps_per_epoch: int) -> dict[Role, float]:
-    """The learning rate of each network that learns, after `step` completed steps.
+def learning_rates(setup: Setup, step: int, steps_per_epoch: int) -> Rates:
+    """The learning rates of each network that learns, after `step` completed steps.
 
     A recipe that restarts has cosine periods `[warm-up, rest]`, so that the rates jump back when
-    the TDP loss sets in; others have one period.
+    the TDP loss sets in; others have one period of all epochs. A linear rise in the first
+    `lr_warmup_epochs` comes before them: out of the first period where there are two, else the
+    cosine ends early, both as published.
     """
     experiment = setup.experiment
     epochs = [experiment.epochs]
     if setup.recipe.restart:
-        epochs = [experiment.warmup_epochs, experiment.epochs - experiment.warmup_epochs]
-    periods = [count * steps_per_epoch for count in epochs if count]
-    rates: dict[Role, float] = {}
-    for role in setup.engines:
-        settings = getattr(experiment.optimizers, role)
-        rates[role] = cosine(
-            step, base_lr=settings.lr, floor=settings.lr_floor, periods_in_steps=periods
-        )
-    return rates
+        epochs = [
+            experiment.warmup_epochs - experiment.lr_warmup_epochs,
+            experiment.epochs - experiment.warmup_epochs,
+        ]
+    periods = [count * steps_per_epoch for count in epochs if count > 0]
+    return {
+        role: [
+            learning_rate(
+                step,
+                base_lr=base_rate,
+                floor=getattr(experiment.optimizers, role).lr_floor,
+                periods_in_steps=periods,
+                warmup_steps=experiment.lr_warmup_epochs * steps_per_epoch,
+            )
+            for base_rate in engine.base_rates
+        ]
+        for role, engine in setup.engines.items()
+    }
 
 
 class LossLog:
@@ -135,12 +147,12 @@ class LossLog:
         self._values: list[Tensor] = []
         self._read: dict[str, list[float]] = {}
 
-    def add(self, step: int, ids: tuple[str, ...], terms: dict[str, Tensor], share: float) -> None:
-        """Keep a step's losses over this rank's images; all steps until `collect` have the same."""
+    def add(self, step: int, ids: tuple[str, ...], terms: dict[str, Tensor]) -> None:
+        """Keep a step's losses as `train_step` returns them; all until `collect` are the same."""
         self._names = list(terms)
         self._steps.append(step)
         self._ids.append(ids)
-        self._values.append(torch.stack(list(terms.values())) * (share / self._setup.world_size))
+        self._values.append(torch.stack(list(terms.values())) / self._setup.world_size)
 
     def collect(self) -> None:
         """Read what was added; every rank must call it at the same steps.

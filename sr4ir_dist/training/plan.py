@@ -10,11 +10,15 @@ import torch
 from torch import nn
 
 from sr4ir_dist import checkpoint, experiments, recipes, storage
-from sr4ir_dist.config import Experiment, ExperimentError, Role, override
+from sr4ir_dist.config import Experiment, ExperimentError, Network, Role
 from sr4ir_dist.data.schema import Manifest
 from sr4ir_dist.data.shards import load_manifest
-from sr4ir_dist.networks.pretrained import WeightsError, load_weights
-from sr4ir_dist.training.build import build_networks
+from sr4ir_dist.networks import published
+from sr4ir_dist.networks.pretrained import Backbone, WeightsError, load_weights
+from sr4ir_dist.networks.vgg import VGG19
+from sr4ir_dist.overrides import override
+from sr4ir_dist.tasks.scored import Scored
+from sr4ir_dist.training.build import build_networks, make_task
 from sr4ir_dist.training.state import load_experiment
 
 RESULT = "result.json"
@@ -30,12 +34,14 @@ class Start:
         partial: load what fits.
         told: the same in words.
         digest: SHA-256 of the file, empty for a random start.
+        backbone: how a classification network's file fills a part of this network.
     """
 
     uri: str | None
     partial: bool
     told: str
     digest: str = ""
+    backbone: Backbone | None = None
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,16 @@ class EvaluationRequest:
         experiment: its experiment, with evaluation settings changed where asked for.
         data: URI of the dataset.
         split: the split to judge on.
+        lpips: VGG16's weights, where LPIPS is reported.
+        notes: what the figures lack, and why.
     """
 
     checkpoint: str
     experiment: Experiment
     data: str
     split: str
+    lpips: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,13 +75,19 @@ class Plan:
         run: the run's name: its experiment's and a digest of its settings, data and starts.
         run_uri: where everything of the run is stored.
         starts: where each network starts.
+        smallest_step: images of the smallest step over all ranks.
+        lpips: VGG16's weights, where LPIPS is reported.
+        notes: what the figures lack, and why.
     """
 
     experiment: Experiment
     data: str
     run: str
     run_uri: str
-    starts: dict[Role, Start]
+    starts: dict[Network, Start]
+    smallest_step: int
+    lpips: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def make_plan(experiment: Experiment, *, data: str, storage_uri: str) -> Plan:
@@ -88,13 +104,16 @@ def make_plan(experiment: Experiment, *, data: str, storage_uri: str) -> Plan:
     manifests = [load_manifest(data, split) for split in ("train", "val")]
     experiment = _with_classes(experiments.relevant(experiment), manifests, data)
     storage.check_writable(storage_uri)
+    smallest = _smallest_step(experiment, manifests[0], data)
     run, starts = _run(experiment, manifests, storage_uri)
-    given: dict[Role, Start] = {r: start for r, start in starts.items() if start.uri is not None}
+    given: dict[Network, Start] = {n: start for n, start in starts.items() if start.uri is not None}
     if given:
         modules = build_networks(experiment, torch.device("cpu"))
-        for role, start in given.items():
-            load_start(modules[role], start)
-    return Plan(experiment, data, run, storage.join(storage_uri, run), starts)
+        for network, start in given.items():
+            load_start(modules[network], start)
+    lpips, notes = _lpips(experiment, storage_uri)
+    run_uri = storage.join(storage_uri, run)
+    return Plan(experiment, data, run, run_uri, starts, smallest, lpips, notes)
 
 
 def load_start(module: nn.Module, start: Start) -> str:
@@ -106,7 +125,9 @@ def load_start(module: nn.Module, start: Start) -> str:
     assert start.uri is not None
     if _file_digest(start.uri) != start.digest:
         raise WeightsError(f"{start.uri} is not the file that the run was planned with")
-    return load_weights(module, start.uri, partial=start.partial).summary()
+    network = module.network if isinstance(module, Scored) else module
+    backbone = module.backbone if isinstance(module, VGG19) else start.backbone
+    return load_weights(network, start.uri, partial=start.partial, backbone=backbone).summary()
 
 
 def make_request(
@@ -132,7 +153,9 @@ def make_request(
     assert data is not None
     manifest = load_manifest(data, split)
     experiment = _with_classes(experiment, [manifest], data)
-    return EvaluationRequest(uri, experiment, data, split)
+    # A checkpoint lies in its run's folder, and that in the storage.
+    lpips, notes = _lpips(experiment, uri.rpartition("/")[0].rpartition("/")[0])
+    return EvaluationRequest(uri, experiment, data, split, lpips, notes)
 
 
 def _with_classes(experiment: Experiment, manifests: list[Manifest], data: str) -> Experiment:
@@ -153,64 +176,112 @@ def _with_classes(experiment: Experiment, manifests: list[Manifest], data: str) 
     return experiment.model_copy(update={"task": task.model_copy(update={"classes": count})})
 
 
+def _smallest_step(experiment: Experiment, training: Manifest, data: str) -> int:
+    task, rows, batch = make_task(experiment), training.rows, experiment.batch_size
+    if task is not None and task.target == "boxes":
+        if rows < batch:
+            raise ExperimentError(
+                f"batch_size={batch} exceeds the {rows} training images of {data}; detection "
+                "leaves out steps that are not full"
+            )
+        return batch
+    return rows % batch or min(rows, batch)
+
+
+def _lpips(experiment: Experiment, storage_uri: str) -> tuple[str | None, tuple[str, ...]]:
+    """VGG16's weights for LPIPS, or why there will be no such figure."""
+    weights = experiment.evaluation.lpips
+    if weights is None or recipes.get(experiment.recipe).judged_on == "hr":
+        return None, ()
+    field = "evaluation.lpips"
+    if not published.is_name(weights):
+        return _weights(storage.absolute(weights), "vgg", field)[0], ()
+    try:
+        return published.resolve(weights, "vgg16", storage_uri=storage_uri, field=field), ()
+    except WeightsError as error:
+        return None, (f"no LPIPS: {error}",)
+
+
 def _run(
     experiment: Experiment, manifests: list[Manifest], storage_uri: str
-) -> tuple[str, dict[Role, Start]]:
+) -> tuple[str, dict[Network, Start]]:
     """A run's name and where its networks start; other settings, data or weights, another name."""
     recipe = recipes.get(experiment.recipe)
-    starts: dict[Role, Start] = {}
-    for role, origin in recipe.init_from.items():
-        if role == "sr" and experiment.sr is not None and experiment.sr.network != "edsr":
-            if role in recipe.updates:
+    starts: dict[Network, Start] = {}
+    for network, origin in recipe.init_from.items():
+        sr = experiment.sr
+        if network == "sr" and sr is not None and sr.network in ("bilinear", "bicubic"):
+            if "sr" in recipe.updates:
                 raise ExperimentError(
-                    f"sr.network={experiment.sr.network!r} has no weights, but recipe "
-                    f"{experiment.recipe} trains the SR network; allowed: 'edsr'"
+                    f"sr.network={sr.network!r} has no weights, but recipe {experiment.recipe} "
+                    "trains the SR network; allowed: 'edsr', 'swinir'"
                 )
-            starts[role] = Start(None, False, f"{experiment.sr.network} interpolation")
+            starts[network] = Start(None, False, f"{sr.network} interpolation")
         elif origin == recipes.PRETRAINED:
-            starts[role] = _pretrained(experiment, role)
+            starts[network] = _pretrained(experiment, network, storage_uri)
         else:
-            starts[role] = _from_recipe(experiment, role, origin, manifests, storage_uri)
+            starts[network] = _from_recipe(experiment, network, origin, manifests, storage_uri)
     content = [manifest.digest for manifest in manifests] + [s.digest for s in starts.values()]
     digest = experiment.digest(data=" ".join(content))
     return f"{experiment.name.replace('/', '-')}-{digest}", starts
 
 
-def _pretrained(experiment: Experiment, role: Role) -> Start:
-    settings = getattr(experiment, role)
-    if settings.start is not None:
-        raise ExperimentError(
-            f"{role}.start={settings.start}: recipe {experiment.recipe} starts its {role} network "
-            f"from pretrained weights; use {role}.weights"
+def _pretrained(experiment: Experiment, network: Network, storage_uri: str) -> Start:
+    if network == "vgg":
+        weights, field, partial = experiment.fixed.vgg, "fixed.vgg", False
+        kind, backbone = "vgg19", None
+    else:
+        settings = getattr(experiment, network)
+        if settings.start is not None:
+            raise ExperimentError(
+                f"{network}.start={settings.start}: recipe {experiment.recipe} starts its "
+                f"{network} network from pretrained weights; use {network}.weights"
+            )
+        weights, field, partial = settings.weights, f"{network}.weights", settings.partial
+        task = make_task(experiment) if network == "task" else None
+        kind, backbone = settings.network, task.published if task is not None else None
+    if weights is None:
+        return Start(None, False, f"a random start (give one by --set {field}=FILE)")
+    uri = storage.absolute(weights)
+    if published.is_name(weights):
+        uri = published.resolve(
+            weights, kind, scale=experiment.scale, storage_uri=storage_uri, field=field
         )
-    if settings.weights is None:
-        return Start(None, False, f"a random start (give one by --set {role}.weights=FILE)")
-    uri, digest = _weights(storage.absolute(settings.weights), role, f"{role}.weights")
-    how = ", what fits of it" if settings.partial else ""
-    return Start(uri, settings.partial, f"{settings.weights}{how}", digest)
+    uri, digest = _weights(uri, network, field)
+    how = ", what fits of it" if partial else ""
+    return Start(uri, partial, f"{weights}{how}", digest, backbone)
 
 
 def _from_recipe(
-    experiment: Experiment, role: Role, origin: str, manifests: list[Manifest], storage_uri: str
+    experiment: Experiment,
+    network: Network,
+    origin: str,
+    manifests: list[Manifest],
+    storage_uri: str,
 ) -> Start:
-    explicit = getattr(experiment, role).start
+    # The oracle is a task network; no network of the recipe's own starts from it.
+    role: Role = "sr" if network == "sr" else "task"
+    field = "fixed.oracle" if network == "oracle" else f"{role}.start"
+    explicit = experiment.fixed.oracle
+    if network != "oracle":
+        explicit = getattr(experiment, role).start
     if explicit is not None:
-        uri, digest = _weights(storage.absolute(explicit), role, f"{role}.start")
+        uri, digest = _weights(storage.absolute(explicit), role, field)
         return Start(uri, False, explicit, digest)
     first = experiments.prerequisite(experiment, origin)
     run, _ = _run(first, manifests, storage_uri)
     run_uri = storage.join(storage_uri, run)
     if not storage.exists(storage.join(run_uri, RESULT)):
         raise ExperimentError(
-            f"{experiment.name} starts its {role} network from {first.name}, but {run_uri} is not "
-            f"a finished run: train {first.name} first, with the same --set, --data and --storage "
-            f"options, or name another start by --set {role}.start=URI"
+            f"{experiment.name} starts its {network} network from {first.name}, but {run_uri} is "
+            f"not a finished run: train {first.name} first, with the same --set, --data and "
+            f"--storage options, or name another start by --set {field}=URI"
         )
-    uri, digest = _weights(run_uri, role, f"{role}.start")
+    uri, digest = _weights(run_uri, role, field)
     return Start(uri, False, f"the run {run}", digest)
 
 
-def _weights(uri: str, role: Role, field: str) -> tuple[str, str]:
+def _weights(uri: str, network: Network, field: str) -> tuple[str, str]:
     """A weight file's URI and SHA-256; of a run or checkpoint, the digest that it published."""
     if not uri.endswith(_WEIGHT_FILES):
         try:
@@ -219,9 +290,9 @@ def _weights(uri: str, role: Role, field: str) -> tuple[str, str]:
             raise ExperimentError(
                 f"{field}={uri}: not a weight file ({', '.join(_WEIGHT_FILES)}), and {error}"
             ) from error
-        name = f"{role}.safetensors"
+        name = f"{network}.safetensors"
         if name not in saved.files:
-            raise ExperimentError(f"{field}={uri}: {saved.uri} has no {role} network")
+            raise ExperimentError(f"{field}={uri}: {saved.uri} has no {network} network")
         return storage.join(saved.uri, name), saved.files[name][1]
     if not storage.exists(uri):
         raise ExperimentError(f"{field}={uri}: there is no such file")

@@ -14,9 +14,12 @@ import safetensors.torch
 from torch import nn
 
 from sr4ir_dist.checkpoint import Checkpoint
-from sr4ir_dist.config import Experiment, Role, from_json
+from sr4ir_dist.config import Experiment, Network, Role, from_json
 from sr4ir_dist.training.engines import Engine
-from sr4ir_dist.training.step import Setup
+from sr4ir_dist.training.views import Setup
+
+JUDGED: tuple[Role, ...] = ("sr", "task")
+"""The networks of a checkpoint. Those that only lend their features are read from their start."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,17 @@ def snapshot(setup: Setup, progress: Progress) -> dict[str, bytes]:
     There is no part of a rank's own: ranks hold equal networks, optimizer states are gathered, and
     what is random is keyed by seed, epoch, sample and step.
     """
-    states = {role: engine.optimizer_state() for role, engine in setup.engines.items()}
+    optimizers = {role: engine.optimizer_state() for role, engine in setup.engines.items()}
     if setup.rank:
         return {}
     files = {"experiment.json": setup.experiment.model_dump_json(indent=2).encode()}
-    for role, module in setup.modules.items():
-        weights = {name: value.contiguous() for name, value in module.state_dict().items()}
+    for role in JUDGED:
+        if role not in setup.modules:
+            continue
+        state = setup.modules[role].state_dict()
+        weights = {name: value.contiguous() for name, value in state.items()}
         files[f"{role}.safetensors"] = safetensors.torch.save(weights)
-    for role, state in states.items():
+    for role, state in optimizers.items():
         files[f"{role}.optimizer.safetensors"] = safetensors.torch.save(state)
     record = dataclasses.asdict(progress) | {
         "world_size": setup.world_size,
@@ -62,10 +68,11 @@ def snapshot(setup: Setup, progress: Progress) -> dict[str, bytes]:
     return files
 
 
-def load_networks(modules: Mapping[Role, nn.Module], saved: Checkpoint) -> None:
-    """Give networks their published weights; do so before engines are made."""
-    for role, module in modules.items():
-        module.load_state_dict(saved.tensors(f"{role}.safetensors"))
+def load_networks(modules: Mapping[Network, nn.Module], saved: Checkpoint) -> None:
+    """Give the networks of a checkpoint their weights; do so before engines are made."""
+    for role in JUDGED:
+        if role in modules:
+            modules[role].load_state_dict(saved.tensors(f"{role}.safetensors"))
 
 
 def load_optimizers(engines: Mapping[Role, Engine], saved: Checkpoint) -> None:

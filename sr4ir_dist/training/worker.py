@@ -15,13 +15,14 @@ import torch
 import torch.distributed as dist
 
 from sr4ir_dist import checkpoint, storage
+from sr4ir_dist.metrics.lpips import load_lpips
 from sr4ir_dist.training import state
 from sr4ir_dist.training.build import build_networks, make_setup, open_loader
 from sr4ir_dist.training.evaluate import evaluate
 from sr4ir_dist.training.loop import Hooks, NonFiniteLossError, train
 from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan, load_start
 from sr4ir_dist.training.state import Progress
-from sr4ir_dist.training.step import Setup
+from sr4ir_dist.training.views import Setup
 
 REFUSED = "refused.json"
 """Written by a worker that met an error which no retry can mend."""
@@ -95,7 +96,7 @@ def evaluate_worker(config: dict[str, EvaluationJob]) -> dict[str, float]:
     request = config["job"].request
     _quieten()
     torch.set_num_threads(config["job"].threads)
-    modules = build_networks(request.experiment)
+    modules = build_networks(request.experiment, only=state.JUDGED)
     state.load_networks(modules, checkpoint.load(request.checkpoint))
     setup = make_setup(
         request.experiment,
@@ -103,6 +104,7 @@ def evaluate_worker(config: dict[str, EvaluationJob]) -> dict[str, float]:
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         engine="none",
+        lpips=load_lpips(request.lpips) if request.lpips else None,
     )
     say: Callable[[str], None] = print if setup.rank == 0 else lambda text: None
     with open_loader(setup, request.data, request.split, config["job"].cache_dir) as loader:
@@ -115,15 +117,16 @@ def _run(job: Job, rank: int, world_size: int) -> dict[str, Any]:
     say: Callable[[str], None] = print if rank == 0 else lambda text: None
     saved = _shared(lambda: _newest_sound(plan.run_uri, say), rank)
     modules = build_networks(experiment)
-    if saved is None:
-        for role, module in modules.items():
-            start = plan.starts[role]
-            say(f"{role} network: from {start.told}")
+    for network, module in modules.items():
+        start = plan.starts[network]
+        if saved is None or network not in state.JUDGED:
+            say(f"{network} network: from {start.told}")
             if start.uri is not None:
                 say(load_start(module, start))
-    else:
+    if saved is not None:
         state.load_networks(modules, saved)
-    setup = make_setup(experiment, modules, rank=rank, world_size=world_size)
+    lpips = load_lpips(plan.lpips) if plan.lpips else None
+    setup = make_setup(experiment, modules, rank=rank, world_size=world_size, lpips=lpips)
     progress = Progress()
     if saved is not None:
         state.load_optimizers(setup.engines, saved)
@@ -228,6 +231,7 @@ def _finish(setup: Setup, plan: Plan, progress: Progress) -> dict[str, Any]:
         "world_size": setup.world_size,
         "metrics": progress.history[-1],
         "history": list(progress.history),
+        "notes": list(plan.notes),
     }
     if setup.rank == 0:
         storage.write_json(storage.join(plan.run_uri, RESULT), result)

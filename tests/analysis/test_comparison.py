@@ -5,9 +5,9 @@ from PIL import Image
 
 from sr4ir_dist import checkpoint, experiments
 from sr4ir_dist.analysis.comparison import COLUMNS, write_comparison
-from sr4ir_dist.config import override
 from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
 from sr4ir_dist.data.convert.write import convert
+from sr4ir_dist.overrides import override
 from sr4ir_dist.training import state
 from sr4ir_dist.training.build import build_networks, make_setup
 

@@ -17,9 +17,10 @@ import ray
 from typer.testing import CliRunner, Result
 
 from sr4ir_dist import experiments, storage
-from sr4ir_dist.config import Experiment, override
+from sr4ir_dist.config import Experiment
 from sr4ir_dist.data.convert import CONVERTERS
 from sr4ir_dist.data.convert.write import convert
+from sr4ir_dist.overrides import override
 
 REPOSITORY = Path(storage.__file__).parents[1]
 NAME = "drawn_cls/edsr-x4/sr4ir"

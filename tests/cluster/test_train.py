@@ -244,10 +244,10 @@ def test_bad_data(refused, drawn, tmp_path, sr_folder):
     later = tmp_path / "later"
     shutil.copytree(drawn, later)
     manifest = later / "val" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 2}))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 3}))
     line = refused(data=str(later))
     assert str(manifest) in line
-    assert "format_version is 2" in line
+    assert "format_version is 3" in line
 
 
 def test_bad_storage(refused, tmp_path):

@@ -24,25 +24,52 @@ def numbered_image(row: int, height: int, width: int) -> bytes:
     return sink.getvalue()
 
 
-def write_rows(uri: str, rows: int, *, tasks=("images", "classification"), image=None) -> Manifest:
-    """Writes a train split of `rows` images in several shards of several record batches."""
+def numbered_mask(row: int, height: int, width: int) -> bytes:
+    """A PNG of background, void in the last line, and the row's class at the top left."""
+    mask = np.zeros((height, width), np.uint8)
+    mask[-1] = 255
+    mask[:5, :7] = row % 3 + 1
+    sink = io.BytesIO()
+    Image.fromarray(mask).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def size_of(row: int) -> tuple[int, int]:
+    """Height and width of a row's image: two aspect-ratio groups, from 1 to 1.5."""
+    return 20 + row % 5, 30 - row % 7
+
+
+def write_rows(
+    uri: str, rows: int, *, tasks=("images", "classification"), image=None, size=size_of
+) -> Manifest:
+    """Writes a train split of `rows` images in several shards of several record batches.
+
+    Row i has i % 3 boxes; the k-th lies at (k, i % 9) and is 4 wide and 5 high.
+    """
     with ShardWriter(
         uri,
         name="numbered",
         split="train",
         tasks=tasks,
-        class_names=CLASSES if "classification" in tasks else (),
+        class_names=() if tasks == ("images",) else CLASSES,
         source={},
         shard_bytes=700,
         batch_bytes=250,
         min_batches=1,
     ) as writer:
         for row in range(rows):
-            height, width = 20 + row % 5, 30 - row % 7
+            height, width = size(row)
             data = (image or numbered_image)(row, height, width)
             columns = {"id": f"r{row:03d}", "image": data, "height": height, "width": width}
             if "classification" in tasks:
                 columns["label"] = row % 3
+            if "segmentation" in tasks:
+                columns["mask"] = numbered_mask(row, height, width)
+            if "detection" in tasks:
+                count, y = row % 3, row % 9
+                columns["boxes"] = [[k, y, k + 4, y + 5] for k in range(count)]
+                columns["box_labels"] = [(row + k) % 3 for k in range(count)]
+                columns["crowd"] = [k == 1 for k in range(count)]
             writer.append(columns)
     return load_manifest(uri, "train")
 

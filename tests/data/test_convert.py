@@ -51,7 +51,8 @@ def open_source(name: str, root: Path | str, **options: Any) -> Source:
 
 
 def test_the_table_of_converters():
-    assert list(CONVERTERS) == ["cub200", "image-folder", "sr-folder", "drawn"]
+    dense = ["voc_seg", "voc_det", "coco_seg", "coco_det"]
+    assert list(CONVERTERS) == [*dense, "cub200", "cars", "image-folder", "sr-folder", "drawn"]
     for name, converter in CONVERTERS.items():
         assert converter.name == name
         assert "images" in converter.tasks

@@ -5,9 +5,10 @@ import torch
 
 from sr4ir_dist import storage
 from sr4ir_dist.batch import Batch
+from sr4ir_dist.data.groups import aspect_group
 from sr4ir_dist.data.loader import Loader
 from sr4ir_dist.data.schema import DatasetError
-from sr4ir_dist.data.transforms import PatchCrop, ResizeCrop
+from sr4ir_dist.data.transforms import Flip, PatchCrop, ResizeCrop
 
 TRAIN = ResizeCrop(16, 12, train=True)
 
@@ -164,6 +165,159 @@ def test_a_dataset_without_labels(write, tmp_path):
     assert batch.to("cpu").targets is None
     with pytest.raises(DatasetError, match="has no labels: it is made for images"):
         make(tmp_path)
+    with pytest.raises(DatasetError, match="has no masks: it is made for images"):
+        make(tmp_path, target="mask")
+    with pytest.raises(DatasetError, match="has no boxes: it is made for images"):
+        make(tmp_path, target="boxes", transform=Flip())
+    with pytest.raises(DatasetError, match="has no aspect-ratio groups: it is made for images"):
+        make(tmp_path, target=None, grouped=True)
+
+
+SEG = {"tasks": ("images", "segmentation")}
+DET = {"tasks": ("images", "detection")}
+
+
+def test_masks_of_whole_images_are_padded_with_void(write, tmp_path):
+    write(str(tmp_path), 20, **SEG)
+    whole = ResizeCrop(20, 12, center_crop=False)
+    batch = batches(tmp_path, transform=whole, target="mask", shuffle=False)[0]
+    assert batch.targets.dtype == torch.uint8
+    assert batch.targets.shape == (8, *batch.hr.shape[-2:])
+    assert batch.sizes[0].tolist() == [20, 30]
+    assert len(set(map(tuple, batch.sizes.tolist()))) > 3
+    for mask, (height, width), key in zip(
+        batch.targets, batch.sizes.tolist(), batch.keys.tolist(), strict=True
+    ):
+        inside = mask[:height, :width]
+        assert (mask == 255).sum() == mask.numel() - (inside != 255).sum()
+        assert set(inside[:-2].unique().tolist()) == {0, key % 3 + 1}
+        assert (inside[-1] == 255).all()
+    assert torch.equal(batch.to("cpu").targets, batch.targets)
+
+
+def test_cropped_masks_stay_with_their_images(write, tmp_path):
+    write(str(tmp_path), 37, **SEG)
+    train = ResizeCrop(20, 16, train=True)
+    for batch in batches(tmp_path, transform=train, target="mask"):
+        assert batch.targets.shape == (batch.global_size, 16, 16)
+    # Rows of 20 lines are not resized: the green channel is the line, the blue one the column.
+    found = [
+        (image, mask)
+        for batch in batches(tmp_path, 2, transform=train, target="mask")
+        for image, mask, key in zip(batch.hr, batch.targets, batch.keys, strict=True)
+        if key % 5 == 0
+    ]
+    assert len(found) == 8
+    for image, mask in found:
+        row = image[0, 0, 0]
+        expected = torch.where((image[1] < 5) & (image[2] < 7), row % 3 + 1, 0)
+        expected[image[1] == 19] = 255
+        assert torch.equal(mask, expected.to(torch.uint8))
+
+
+def test_boxes_come_as_dicts(write, tmp_path):
+    write(str(tmp_path), 37, **DET)
+    seen, mirrored = set(), 0
+    for batch in batches(tmp_path, transform=Flip(train=True), target="boxes"):
+        assert isinstance(batch.targets, tuple)
+        assert len(batch.targets) == len(batch.ids) == 8 or batch.global_size == 5
+        for target, image, key, (_, width) in zip(
+            batch.targets, batch.hr, batch.keys.tolist(), batch.sizes.tolist(), strict=True
+        ):
+            row = int(image[0, 0, 0])
+            assert batch.ids[batch.keys.tolist().index(key)] == f"r{row:03d}"
+            assert target["image_id"].tolist() == [key]
+            flipped = bool(image[2, 0, 0] > 0)
+            x0 = [k if not flipped else width - k - 4 for k in range(row % 3)]
+            y0 = row % 9
+            assert target["boxes"].tolist() == [[x, y0, x + 4, y0 + 5] for x in x0]
+            assert target["labels"].tolist() == [(row + k) % 3 + 1 for k in range(row % 3)]
+            assert target["crowd"].tolist() == [k == 1 for k in range(row % 3)]
+            seen.add(row)
+            mirrored += flipped
+    assert seen == set(range(37))
+    assert 8 < mirrored < 29
+
+
+def test_nested_targets_move(write, tmp_path):
+    write(str(tmp_path), 9, **DET)
+    batch = batches(tmp_path, transform=Flip(), target="boxes")[0]
+    moved = batch.to("meta")
+    assert isinstance(moved.targets, tuple)
+    for target, original in zip(moved.targets, batch.targets, strict=True):
+        assert target.keys() == original.keys()
+        assert {value.device.type for value in target.values()} == {"meta"}
+        assert target["boxes"].shape == original["boxes"].shape
+
+
+def test_grouped_steps_hold_one_shape(write, tmp_path):
+    sizes = ((24, 20), (20, 24), (20, 40), (20, 21))
+    manifest = write(str(tmp_path), 100, **DET, size=lambda row: sizes[row * row % 7 % 4])
+    settings = {"transform": Flip(train=True), "target": "boxes", "grouped": True}
+    whole = batches(tmp_path, manifest=manifest, **settings)
+    assert len(whole) == 100 // 8
+    groups = set()
+    for batch in whole:
+        assert (len(batch.ids), batch.global_size) == (8, 8)
+        (group,) = {aspect_group(height, width) for height, width in batch.sizes.tolist()}
+        groups.add(group)
+    assert len(groups) > 2
+    for start in (3, 11):
+        rest = batches(tmp_path, 1, start, manifest=manifest, threads=1, **settings)
+        assert [batch.ids for batch in rest] == [batch.ids for batch in whole[start:]]
+    halves = [
+        batches(tmp_path, manifest=manifest, rank=rank, world_size=2, **settings) for rank in (0, 1)
+    ]
+    for first, second, batch in zip(*halves, whole, strict=True):
+        assert first.ids + second.ids == batch.ids
+        together = first.targets + second.targets
+        for target, expected in zip(together, batch.targets, strict=True):
+            assert all(torch.equal(target[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("target", "kind"), [("mask", SEG), ("boxes", DET)])
+def test_an_empty_share_has_empty_targets(write, tmp_path, target, kind):
+    write(str(tmp_path), 33, **kind)
+    transform = Flip(train=True) if target == "boxes" else ResizeCrop(16, 12, train=True)
+    settings = {"target": target, "transform": transform, "rank": 0, "world_size": 4}
+    empty = batches(tmp_path, **settings)[-1]
+    assert len(empty.hr) == len(empty.targets) == 0
+    assert empty.hr.shape[1] == 3
+    if target == "mask":
+        assert empty.targets.shape == (0, 12, 12)
+    else:
+        assert empty.targets == ()
+
+
+def test_targets_that_a_transform_does_not_know(write, tmp_path):
+    write(str(tmp_path), 9, tasks=("images", "segmentation", "detection"))
+    for transform, target, known in (
+        (TRAIN, "boxes", "label, mask"),
+        (Flip(), "mask", "label, boxes"),
+        (PatchCrop(8, 4), "mask", "label"),
+    ):
+        name = type(transform).__name__
+        with pytest.raises(ValueError, match=f"{name} cannot transform target '{target}', only "):
+            make(tmp_path, transform=transform, target=target)
+        assert ", ".join(transform.targets) == known
+    with pytest.raises(ValueError, match="target must be one of label, mask, boxes or None"):
+        make(tmp_path, target="masks")
+    with pytest.raises(ValueError, match="groups need shuffle"):
+        make(tmp_path, target=None, grouped=True, shuffle=False)
+    with pytest.raises(ValueError, match="9 rows has no step of 10 samples in groups"):
+        make(tmp_path, target=None, grouped=True, batch_size=10)
+
+
+def test_a_mask_of_another_size_is_named(write, tmp_path):
+    manifest = write(str(tmp_path / "good"), 9, **SEG)
+    assert manifest.rows == 9
+
+    def image(row, height, width):
+        return write.__globals__["numbered_image"](row, height, width + (row == 5))
+
+    write(str(tmp_path / "bad"), 9, **SEG, image=image)
+    with pytest.raises(DatasetError, match="sample 'r005'.*mask has size"):
+        batches(tmp_path / "bad", target="mask")
 
 
 def test_reads_from_s3_what_it_reads_from_disk(s3, write, tmp_path):

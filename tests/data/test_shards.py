@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from sr4ir_dist import storage
+from sr4ir_dist.data.groups import aspect_group
 from sr4ir_dist.data.schema import DatasetError, Manifest, arrow_schema
 from sr4ir_dist.data.shards import ShardReader, ShardWriter, load_manifest, verify_shard
 
@@ -18,16 +19,18 @@ ALL_TASKS = ("images", "classification", "segmentation", "detection")
 
 def make_row(i: int, image_bytes: int = 100) -> dict[str, Any]:
     rng = np.random.default_rng(i)
-    boxes = rng.uniform(0, 50, (i % 3, 4)).astype(np.float32)
+    corners = rng.uniform(0, 20, (i % 3, 2))
+    boxes = np.hstack([corners, corners + rng.uniform(1, 20, (i % 3, 2))]).astype(np.float32)
     return {
         "id": f"sample-{i}",
         "image": rng.bytes(image_bytes),
-        "height": 40 + i,
+        "height": 40 + i % 7,
         "width": 50,
         "label": i % 3,
         "mask": rng.bytes(7),
         "boxes": boxes,
         "box_labels": [i % 3] * len(boxes),
+        "crowd": [k == 1 for k in range(len(boxes))],
     }
 
 
@@ -68,6 +71,52 @@ def test_rows_come_back_in_order_from_several_shards(uri: str, tmp_path: Path):
         assert row == expected
 
 
+def test_a_record_batch_holds_one_group(uri: str, tmp_path: Path):
+    # Three shapes that come in turns: widths of 20, 50 and 100 at heights about 50.
+    rows = [make_row(i) | {"height": 48 + i % 5, "width": (20, 50, 100)[i % 3]} for i in range(90)]
+    rows = [row | {"boxes": [], "box_labels": [], "crowd": []} for row in rows]
+    with ShardWriter(
+        uri, name="x", split="train", tasks=ALL_TASKS, class_names=CLASSES,
+        shard_bytes=3000, batch_bytes=500, expected_rows=90, min_batches=10,
+    ) as writer:  # fmt: skip
+        for row in rows:
+            writer.append(row)
+    manifest = load_manifest(uri, "train")
+    assert len(manifest.shards) > 2
+    found: dict[int, list[str]] = {}
+    for shard in manifest.shards:
+        local = tmp_path / "copies" / shard.path
+        storage.download(storage.join(uri, "train", shard.path), local)
+        reader, start = ShardReader(local), 0
+        assert len(shard.batch_groups) == len(shard.batch_rows)
+        for group, count in zip(shard.batch_groups, shard.batch_rows, strict=True):
+            assert count <= 5
+            part = reader.rows(range(start, start + count))
+            assert {aspect_group(row["height"], row["width"]) for row in part} == {group}
+            found.setdefault(group, []).extend(row["id"] for row in part)
+            start += count
+    for group, ids in found.items():
+        expected = [r["id"] for r in rows if aspect_group(r["height"], r["width"]) == group]
+        assert ids == expected
+    assert sum(map(len, found.values())) == 90
+    assert len(found) == 5
+
+
+def test_only_datasets_for_detection_have_groups(tmp_path: Path):
+    with ShardWriter(
+        str(tmp_path),
+        name="x",
+        split="train",
+        tasks=("images", "segmentation"),
+        class_names=CLASSES,
+    ) as writer:
+        for i in range(5):
+            row = make_row(i)
+            writer.append({name: row[name] for name in ("id", "image", "height", "width", "mask")})
+    manifest = load_manifest(str(tmp_path), "train")
+    assert [shard.batch_groups for shard in manifest.shards] == [()]
+
+
 def test_random_access_and_columns(tmp_path: Path):
     manifest = write(str(tmp_path), 70)
     reader = ShardReader(tmp_path / "train" / manifest.shards[0].path, columns=("label", "id"))
@@ -85,7 +134,7 @@ def test_the_schema_says_version_and_name(tmp_path: Path):
     manifest = write(str(tmp_path), 3)
     with pa.memory_map(str(tmp_path / "train" / manifest.shards[0].path)) as source:
         with pa.ipc.open_file(source) as reader:
-            assert reader.schema.metadata == {b"format_version": b"1", b"name": b"made up"}
+            assert reader.schema.metadata == {b"format_version": b"2", b"name": b"made up"}
             assert reader.schema.names == [*make_row(0)]
     with pytest.raises(DatasetError, match="expected 'images' and any of"):
         arrow_schema("x", ("classification",))
@@ -168,6 +217,12 @@ def test_a_split_without_rows_is_refused(tmp_path: Path):
         ({"depth": 1}, "expected"),
         ({"boxes": np.zeros((2, 4)), "box_labels": [1]}, "2 boxes with box_labels"),
         ({"boxes": np.zeros((1, 4)), "box_labels": [3]}, "one label from 0 to 2"),
+        ({"boxes": [[0, 0, 9, 9]], "box_labels": [0], "crowd": []}, "1 boxes with crowd"),
+        ({"boxes": [[0, 0, 51, 9]], "box_labels": [0], "crowd": [False]}, "outside the image"),
+        ({"boxes": [[-1, 0, 9, 9]], "box_labels": [0], "crowd": [False]}, "of 40x50"),
+        ({"boxes": [[9, 0, 5, 9]], "box_labels": [0], "crowd": [False]}, r"box \[9.0, 0.0, 5.0"),
+        ({"boxes": [[3, 3, 3, 9]], "box_labels": [0], "crowd": [False]}, "thinner than 0.1"),
+        ({"boxes": [[3, np.nan, 3, 9]], "box_labels": [0], "crowd": [False]}, "nan"),
     ],
 )
 def test_bad_rows(tmp_path: Path, change: dict[str, Any], message: str):
@@ -233,7 +288,7 @@ def test_malformed_json(tmp_path: Path):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("format_version",), 2, "format_version is 2, this version of the package reads 1"),
+        (("format_version",), 1, "format_version is 1, this version of the package reads 2"),
         (("format_version",), None, "format_version is None"),
         (("extra",), 1, r"unknown keys \['extra'\]"),
         (("shards", 0, "extra"), 1, r"shards\[0\]: .*unknown keys \['extra'\]"),
@@ -246,6 +301,13 @@ def test_malformed_json(tmp_path: Path):
         (("shards", 0, "rows"), True, r"shards\[0\]\.rows is True"),
         (("shards", 0, "bytes"), -1, r"shards\[0\]\.bytes is -1"),
         (("shards", 0, "batch_rows"), [3.0], r"batch_rows is \[3\.0\]"),
+        (
+            ("shards", 0, "batch_groups"),
+            [],
+            r"batch_groups is \[\]: expected 3 integers",
+        ),
+        (("shards", 0, "batch_groups"), [2, 2, 8], r"batch_groups is \[2, 2, 8\]"),
+        (("shards", 0, "batch_groups"), [2, 2, True], r"batch_groups is \[2, 2, True\]"),
         (("shards", 0, "sha256"), "00", r"sha256 is '00'"),
         (("shards", 0), 7, r"shards\[0\] is 7"),
         (("shards",), {}, "shards is {}"),

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from sr4ir_dist.data import synthetic
+from sr4ir_dist.data.schema import VOID
 
 
 def draw(split="train", count=16, size=64, seed=0):
@@ -63,7 +64,7 @@ def test_every_class_equally_often(drawn):
 def test_mask_boxes_and_label_tell_one_story(drawn):
     for row in drawn:
         mask = pixels(row["mask"])
-        assert set(np.unique(mask)) == {0, row["label"] + 1, synthetic.VOID}
+        assert set(np.unique(mask)) == {0, row["label"] + 1, VOID}
         assert row["box_labels"] == [row["label"]] * len(row["boxes"])
         inside = np.zeros(mask.shape, bool)
         for x0, y0, x1, y1 in row["boxes"]:
@@ -78,12 +79,12 @@ def test_mask_boxes_and_label_tell_one_story(drawn):
 def test_the_void_ring_is_about_one_pixel_wide(drawn):
     for row in drawn:
         mask = pixels(row["mask"])
-        objects = (mask > 0) & (mask < synthetic.VOID)
+        objects = (mask > 0) & (mask < VOID)
         near = np.pad(objects, 1)
         near = near[:-2, 1:-1] | near[2:, 1:-1] | near[1:-1, :-2] | near[1:-1, 2:]
         # Nothing of an object touches the background, and the ring holds little more than edges.
         assert not (near & (mask == 0)).any()
-        assert ((mask == synthetic.VOID) & ~near).mean() < 0.02
+        assert ((mask == VOID) & ~near).mean() < 0.02
 
 
 def test_some_images_hold_two_objects(drawn):

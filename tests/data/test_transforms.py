@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from sr4ir_dist.data.transforms import PatchCrop, ResizeCrop, decode, replicate_to
+from sr4ir_dist.data.transforms import Flip, PatchCrop, ResizeCrop, decode, replicate_to
 
 
 def smooth(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -66,6 +66,110 @@ def test_random_crop_reaches_every_place_and_no_other():
     assert torch.equal(mirrored, image[:, :6, :6].flip(-1))
 
 
+def random_mask(height: int, width: int) -> torch.Tensor:
+    """Random class numbers: every pixel tells where it came from."""
+    numbers = np.random.default_rng(height * width).integers(0, 256, (height, width), np.uint8)
+    return torch.from_numpy(numbers)
+
+
+@pytest.mark.parametrize(
+    "size", [(375, 500), (500, 375), (333, 500), (512, 700), (1040, 1300), (64, 90), (520, 600)]
+)
+def test_masks_are_resized_as_pillow_does(size):
+    mask = random_mask(*size)
+    transform = ResizeCrop(520, 480, center_crop=False)
+    image, resized = transform(smooth(*size), mask, NONE)
+    assert min(image.shape[-2:]) == 520
+    assert resized.shape == image.shape[-2:]
+    picture = Image.fromarray(mask.numpy())
+    expected = v2.functional.resize(picture, [520], v2.InterpolationMode.NEAREST)
+    assert torch.equal(resized, torch.from_numpy(np.array(expected)))
+
+
+def test_masks_are_cropped_and_mirrored_like_their_image():
+    image = coordinates(40, 60)
+    mask = image[2] + 100 * (image[1] % 2)
+    for transform, numbers in (
+        (ResizeCrop(40, 24), ()),
+        (ResizeCrop(40, 24, train=True), (0.3, 0.8, 0.9)),
+        (ResizeCrop(40, 24, train=True), (0.9, 0.1, 0.1)),
+    ):
+        cut, cut_mask = transform(image, mask, draws(*numbers))
+        assert cut_mask.shape == (24, 24)
+        assert torch.equal(cut_mask, cut[2] + 100 * (cut[1] % 2))
+    kept, kept_mask = ResizeCrop(40, 24, center_crop=False)(image, mask, NONE)
+    assert torch.equal(kept, image)
+    assert torch.equal(kept_mask, mask)
+
+
+def test_resized_mask_stays_with_its_image():
+    # A bright disc on black, and its mask: after any transform the mask says where it is bright.
+    y, x = torch.meshgrid(torch.arange(90), torch.arange(130), indexing="ij")
+    mask = ((y - 40) ** 2 + (x - 70) ** 2 < 30**2).to(torch.uint8)
+    image = (mask * 255).expand(3, -1, -1).contiguous()
+    for train, numbers in ((True, (0.7, 0.2, 0.1)), (True, (0.1, 0.9, 0.8)), (False, ())):
+        result, found = ResizeCrop(120, 100, train=train)(image, mask, draws(*numbers))
+        assert ((result[0] > 127) != (found == 1)).float().mean() < 0.01
+        assert 0.2 < found.float().mean() < 0.8
+
+
+def test_a_mask_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"mask has size \(30, 40\), its image \(30, 41\)"):
+        ResizeCrop(20, 16)(smooth(32, 48)[:, :30, :41], random_mask(30, 40), NONE)
+
+
+def detection_target(boxes: list[list[float]]) -> dict[str, torch.Tensor]:
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.arange(len(boxes)) + 1,
+        "crowd": torch.zeros(len(boxes), dtype=torch.bool),
+        "image_id": torch.tensor([3]),
+    }
+
+
+def test_flip_mirrors_boxes_with_their_image():
+    image = torch.zeros(3, 20, 33, dtype=torch.uint8)
+    image[:, 4:9, 2:12] = 255
+    target = detection_target([[2, 4, 12, 9], [0, 0, 33, 20], [32.5, 0, 33, 0.5]])
+    mirrored, found = Flip(train=True)(image, target, draws(0.49))
+    assert found["boxes"].tolist() == [[21, 4, 31, 9], [0, 0, 33, 20], [0, 0, 0.5, 0.5]]
+    assert (mirrored[:, 4:9, 21:31] == 255).all()
+    assert int(mirrored.sum()) == int(image.sum())
+    for name in ("labels", "crowd", "image_id"):
+        assert torch.equal(found[name], target[name])
+    assert target["boxes"][0].tolist() == [2, 4, 12, 9]
+    again, back = Flip(train=True)(mirrored, found, draws(0.0))
+    assert torch.equal(again, image)
+    assert torch.equal(back["boxes"], target["boxes"])
+
+
+def test_no_box_leaves_the_image_or_loses_its_extent():
+    rng = np.random.default_rng(0)
+    for width in rng.integers(8, 8000, 50).tolist():
+        corners = np.sort(rng.uniform(0, width, (200, 2)).astype(np.float32), axis=1)
+        corners[:, 1] = np.maximum(corners[:, 1], corners[:, 0] + np.float32(0.1)).clip(max=width)
+        corners[:, 0] = np.minimum(corners[:, 0], corners[:, 1] - np.float32(0.1))
+        corners[0], corners[1] = (0, width), (0, 0.1)
+        boxes = np.stack(
+            [corners[:, 0], corners[:, 0] * 0, corners[:, 1], corners[:, 0] * 0 + 8], 1
+        )
+        image = torch.zeros(3, 8, width, dtype=torch.uint8)
+        found = Flip(train=True)(image, detection_target(boxes.tolist()), draws(0))[1]["boxes"]
+        assert found[:, 0].min() >= 0
+        assert found[:, 2].max() <= width
+        assert (found[:, 2] > found[:, 0]).all()
+
+
+def test_flip_keeps_the_rest():
+    image, target = coordinates(20, 33), detection_target([])
+    assert Flip(train=True)(image, target, draws(0.5)) == (image, target)
+    assert Flip()(image, target, NONE) == (image, target)
+    mirrored, found = Flip(train=True)(image, target, draws(0))
+    assert found["boxes"].shape == (0, 4)
+    assert torch.equal(mirrored, image.flip(-1))
+    assert torch.equal(Flip(train=True)(image, None, draws(0))[0], mirrored)
+
+
 def test_patch_has_eight_symmetries():
     transform = PatchCrop(4, 2, train=True)
     image = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
@@ -109,7 +213,14 @@ def test_replicate_to_keeps_what_fits():
 
 @pytest.mark.parametrize(
     ("train", "transform", "count"),
-    [(True, ResizeCrop, 3), (False, ResizeCrop, 0), (True, PatchCrop, 5), (False, PatchCrop, 0)],
+    [
+        (True, ResizeCrop, 3),
+        (False, ResizeCrop, 0),
+        (True, PatchCrop, 5),
+        (False, PatchCrop, 0),
+        (True, Flip, 1),
+        (False, Flip, 0),
+    ],
 )
 def test_draws_are_told(train, transform, count):
     assert transform(train=train).draws == count
@@ -158,6 +269,30 @@ def test_sixteen_bits_become_eight():
     result = decode(encoded(Image.fromarray(grey), "PNG"))
     assert result.dtype == torch.uint8
     assert result[1].tolist() == (np.arange(64).reshape(8, 8) * 4).tolist()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_of_any_format(kind):
+    grey = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    result = decode(encoded(Image.fromarray(grey), kind))
+    expected = (grey / 257).round().astype(np.uint8)
+    assert result.tolist() == [expected.tolist()] * 3
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_thirty_two_bits_are_refused(dtype):
+    data = encoded(Image.fromarray(np.ones((8, 8), dtype)), "TIFF")
+    with pytest.raises(ValueError, match="no readable image: 32-bit pixels"):
+        decode(data)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_first_frame_of_an_animation(kind):
+    first = Image.fromarray(smooth(40, 56).permute(1, 2, 0).numpy())
+    sink = io.BytesIO()
+    first.save(sink, kind, save_all=True, append_images=[first.rotate(180)], lossless=True)
+    expected = np.array(Image.open(io.BytesIO(sink.getvalue())).convert("RGB"))
+    assert decode(sink.getvalue()).permute(1, 2, 0).numpy().tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("data", [b"", b"no image"])

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sr4ir_dist.metrics import METRICS, PSNR, SSIM, Mean, TopK
+from sr4ir_dist.metrics import METRICS, PSNR, SSIM, COCOmAP, MIoU, TopK
+from sr4ir_dist.metrics.mean import Mean
 from sr4ir_dist.metrics.psnr import luma
 
 
@@ -171,6 +172,7 @@ def test_merged_parts_equal_the_whole(make: Callable[[], Mean]) -> None:
         assert other.count + other.dropped == 5
     assert parts[1].count + parts[1].dropped == 1  # merging changed neither side
     assert math.isnan(parts[0].compute())
+    assert whole.details() == {}
     assert whole.state().dtype == torch.float64
     assert whole.state("cpu").shape == make().state("cpu").shape == (3,)
 
@@ -185,8 +187,10 @@ def test_state_is_a_copy() -> None:
 
 
 def test_metrics_table() -> None:
-    assert {name: type(make()) for name, make in METRICS.items()} == {
-        "psnr": PSNR, "ssim": SSIM, "topk": TopK
+    assert {
+        name: type(make(3) if name in ("miou", "map") else make()) for name, make in METRICS.items()
+    } == {
+        "psnr": PSNR, "ssim": SSIM, "topk": TopK, "miou": MIoU, "map": COCOmAP
     }  # fmt: skip
 
 

@@ -56,11 +56,12 @@ def test_forward_follows_the_formula() -> None:
 @pytest.mark.parametrize("name", list(SR_NETWORKS))
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_every_network_enlarges_and_takes_an_empty_batch(name: str, scale: int) -> None:
-    network = SR_NETWORKS[name](scale, **({"blocks": 1, "features": 4} if name == "edsr" else {}))
+    sizes = {"edsr": {"blocks": 1, "features": 4}, "swinir": {"blocks": 1, "features": 6}}
+    network = SR_NETWORKS[name](scale, **sizes.get(name, {}))
     assert network(torch.rand(2, 3, 6, 5)).shape == (2, 3, 6 * scale, 5 * scale)
     empty = network(torch.rand(0, 3, 6, 5))
     assert empty.shape == (0, 3, 6 * scale, 5 * scale)
-    if name == "edsr":
+    if name in sizes:
         empty.sum().backward()
         for parameter in network.parameters():
             if parameter.requires_grad:

@@ -11,10 +11,12 @@ import torch
 import torch.distributed as dist
 from tiny_runs import (
     CUT,
+    canvas_inputs,
     drawn_batch,
     outcome,
     restored,
     run_steps,
+    segmentation_outcome,
     share_of,
     staged,
     tiny_experiment,
@@ -28,7 +30,8 @@ from sr4ir_dist.training.batch_norm import average_running_statistics, synchroni
 from sr4ir_dist.training.build import open_loader
 from sr4ir_dist.training.evaluate import evaluate
 from sr4ir_dist.training.loop import LossLog, NonFiniteLossError
-from sr4ir_dist.training.step import make_inputs, train_step
+from sr4ir_dist.training.step import train_step
+from sr4ir_dist.training.views import make_inputs
 
 WIDTH, HEIGHT, CHANNELS = 3, 4, 6
 
@@ -44,6 +47,8 @@ def main(folder, data, rank, world_size):
         "stages": stages(folder, rank, world_size),
         "batch_norm": batch_norm(rank, world_size),
         "local": local_batch_norm(rank, world_size),
+        "segmentation": segmentation_outcome(rank, world_size),
+        "canvas": canvas_inputs(rank, world_size),
         "bf16": bf16(rank, world_size),
         "evaluation": evaluation(data, rank, world_size),
         "non_finite": non_finite(rank, world_size),
@@ -148,7 +153,7 @@ def local_batch_norm(rank, world_size):
     for number, count in enumerate((5, 1)):
         whole = drawn_batch(number, count)
         inputs = make_inputs(setup, share_of(whole, rank, world_size), epoch=1)
-        train_step(setup, inputs, after_warmup=True, rates={"task": 1e-2})
+        train_step(setup, inputs, after_warmup=True, rates={"task": [1e-2]})
         network = setup.modules["task"]
         before = {name: value.clone() for name, value in network.named_buffers()}
         average_running_statistics(network, inputs.share / world_size)
@@ -183,8 +188,8 @@ def non_finite(rank, world_size):
     setup = tiny_setup(tiny_experiment("pretrain"), engine="none", rank=rank, world_size=world_size)
     log = LossLog(setup)
     value = float("nan") if rank == world_size - 1 else 1.0
-    log.add(6, (f"fine-{rank}",), {"pixel_sr": torch.tensor(1.0)}, 1.0)
-    log.add(7, (f"bad-{rank}",), {"pixel_sr": torch.tensor(value)}, 1.0)
+    log.add(6, (f"fine-{rank}",), {"pixel_sr": torch.tensor(1.0)})
+    log.add(7, (f"bad-{rank}",), {"pixel_sr": torch.tensor(value)})
     try:
         log.collect()
     except NonFiniteLossError as error:

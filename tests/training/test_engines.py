@@ -15,10 +15,12 @@ from tiny_runs import (
     CUT,
     RATES,
     STEPS,
+    canvas_inputs,
     drawn_batch,
     outcome,
     restored,
     run_steps,
+    segmentation_outcome,
     staged,
     tiny_experiment,
     tiny_setup,
@@ -27,7 +29,8 @@ from torch import nn
 
 from sr4ir_dist.training import step
 from sr4ir_dist.training.engines import DeepSpeedEngine, PlainEngine
-from sr4ir_dist.training.step import make_inputs, train_step
+from sr4ir_dist.training.step import train_step
+from sr4ir_dist.training.views import make_inputs
 
 STAGES = (0, 1, 2)
 ALTERNATING, JOINT = "sr4ir", "joint"
@@ -203,7 +206,7 @@ def test_optimizer_state_round_trip(stage, optimizer):
         for number in range(first, last):
             inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(number))
             engine.backward(engine(inputs).square().sum())
-            engine.step(0.1 / (1 + number))
+            engine.step([0.1 / (1 + number)])
 
     whole, first, second = engine(), engine(), engine()
     train(whole, 0, 4)
@@ -245,7 +248,7 @@ def large_gradient_update(stage):
         micro_batch=1,
     )
     engine.backward((engine(torch.ones(1, 3)) * 1000).sum())
-    engine.step(0.5)
+    engine.step([0.5])
     return layer.weight.detach() - before
 
 
@@ -295,7 +298,7 @@ def test_phase_1_leaves_nothing_in_the_task_network(stage):
     task.requires_grad_(True)
     task.eval()
     setup.engines["task"].backward(setup.engines["task"](inputs).sum() * 0)
-    setup.engines["task"].step(1.0)
+    setup.engines["task"].step([1.0])
     decay = setup.experiment.optimizers.task.weight_decay
     for name, parameter in task.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[name] * (1 - decay))
@@ -356,3 +359,24 @@ def test_a_joint_phase_equals_one_graph_through_both_networks():
             torch.testing.assert_close(
                 value, reference.modules[role].state_dict()[name], rtol=1e-9, atol=1e-12
             )
+
+
+def test_two_ranks_weigh_valid_pixels_as_one_process_does(two_ranks):
+    expected = segmentation_outcome(0, 1)
+    for results in two_ranks.by_rank:
+        found = results["segmentation"]
+        for name, loss in expected["losses"].items():
+            assert found["losses"][name].item() == pytest.approx(loss.item(), rel=1e-9), name
+        for kind in ("weights", "buffers", "optimizers"):
+            assert found[kind].keys() == expected[kind].keys()
+            for name, value in expected[kind].items():
+                torch.testing.assert_close(found[kind][name], value, rtol=1e-6, atol=1e-11)
+
+
+def test_ranks_agree_on_detections_canvas(two_ranks):
+    alone = canvas_inputs(0, 1)
+    for results in two_ranks.by_rank:
+        found = results["canvas"]
+        assert found["size"] == alone["size"] == (36, 36)
+        assert found["loss"].item() == pytest.approx(alone["loss"].item(), rel=1e-12)
+    assert sum(len(results["canvas"]["cells"]) for results in two_ranks.by_rank) == 5

@@ -4,9 +4,9 @@ import pytest
 from PIL import Image
 
 from sr4ir_dist import experiments
-from sr4ir_dist.config import override
 from sr4ir_dist.data.convert import CONVERTERS
 from sr4ir_dist.data.convert.write import convert
+from sr4ir_dist.overrides import override
 from sr4ir_dist.training.build import build_networks, make_setup, open_loader
 from sr4ir_dist.training.evaluate import evaluate
 

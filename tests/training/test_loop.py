@@ -279,5 +279,7 @@ def test_learning_rates_by_recipe_and_warm_up(recipe, warmup, boundaries):
     setup = tiny_setup(experiment, engine="plain")
     for t in range(31):
         rates = learning_rates(setup, t, 10)
-        assert rates["sr"] == pytest.approx(published_rate(t, 1e-4, 1e-6, boundaries), rel=1e-12)
-        assert rates["task"] == pytest.approx(published_rate(t, 3e-2, 1e-4, boundaries), rel=1e-12)
+        assert rates["sr"] == pytest.approx([published_rate(t, 1e-4, 1e-6, boundaries)], rel=1e-12)
+        assert rates["task"] == pytest.approx(
+            [published_rate(t, 3e-2, 1e-4, boundaries)], rel=1e-12
+        )

@@ -10,13 +10,15 @@ import pytest
 import torch
 from tiny_runs import RATES, drawn_batch, tiny_experiment, tiny_setup
 
-from sr4ir_dist.config import override
+from sr4ir_dist.overrides import override
 from sr4ir_dist.recipes import RECIPES
 from sr4ir_dist.training.build import open_loader
 from sr4ir_dist.training.loop import learning_rates
-from sr4ir_dist.training.step import Views, make_inputs, train_step
+from sr4ir_dist.training.step import train_step
+from sr4ir_dist.training.views import Views, make_inputs
 
 GOLDEN = Path(__file__).parents[1] / "assets" / "losses"
+BOTH = {"sr", "task"}
 MOVES = {
     "pretrain": {"sr"},
     "h2t": {"task"},
@@ -24,21 +26,55 @@ MOVES = {
     "s": {"sr"},
     "s2t": {"task"},
     "t2s": {"sr"},
-    "joint": {"sr", "task"},
-    "sr4ir": {"sr", "task"},
+    "joint": BOTH,
+    "sr4ir": BOTH,
+    "sr4ir-no-tdp": BOTH,
+    "sr4ir-only-sr": BOTH,
+    "sr4ir-only-hr": BOTH,
+    "sr4ir-no-cqmix": BOTH,
+    "sr4ir-vgg": BOTH,
+    "sr4ir-fixed-tdp": BOTH,
+    "joint-tdp": BOTH,
+    "tdsr": {"sr"},
+    "sod-mtgan": BOTH,
+    "s-vgg": {"sr"},
+    "s-vgg2t": {"task"},
+    "sr4ir2t": {"task"},
+    "h2t-on-s": set(),
+    "h2t-on-s-vgg": set(),
+    "h2t-on-sr4ir": set(),
 }
 # For each network, train (True) or eval mode of each of its forwards after the warm-up.
+TRAIN, EVAL = True, False
+PAIR = [EVAL, EVAL]  # features of SR and of HR
 MODES = {
-    "pretrain": {"sr": [True]},
-    "h2t": {"task": [True]},
-    "l2t": {"task": [True]},
-    "s": {"sr": [True]},
-    "s2t": {"sr": [False], "task": [True]},
-    "t2s": {"sr": [True], "task": [False]},
-    "joint": {"sr": [True], "task": [True]},
+    "pretrain": {"sr": [TRAIN]},
+    "h2t": {"task": [TRAIN]},
+    "l2t": {"task": [TRAIN]},
+    "s": {"sr": [TRAIN]},
+    "s2t": {"sr": [EVAL], "task": [TRAIN]},
+    "t2s": {"sr": [TRAIN], "task": [EVAL]},
+    "joint": {"sr": [TRAIN], "task": [TRAIN]},
     # Phase 1: SR, then features of SR and HR; phase 2: SR again, then SR, HR and CQMix.
-    "sr4ir": {"sr": [True, True], "task": [False, False, True, True, True]},
+    "sr4ir": {"sr": [TRAIN] * 2, "task": [*PAIR, TRAIN, TRAIN, TRAIN]},
+    "sr4ir-no-tdp": {"sr": [TRAIN] * 2, "task": [TRAIN] * 3},
+    "sr4ir-only-sr": {"sr": [TRAIN] * 2, "task": [*PAIR, TRAIN]},
+    "sr4ir-only-hr": {"sr": [TRAIN], "task": [*PAIR, TRAIN]},
+    "sr4ir-no-cqmix": {"sr": [TRAIN] * 2, "task": [*PAIR, TRAIN, TRAIN]},
+    "sr4ir-vgg": {"sr": [TRAIN] * 2, "task": [TRAIN] * 3, "vgg": PAIR},
+    "sr4ir-fixed-tdp": {"sr": [TRAIN] * 2, "task": [TRAIN] * 3, "oracle": PAIR},
+    # Its own forwards of SR and HR give features and outputs.
+    "joint-tdp": {"sr": [TRAIN], "task": [TRAIN] * 3},
+    "tdsr": {"sr": [TRAIN], "task": [EVAL]},
+    "sod-mtgan": {"sr": [TRAIN] * 2, "task": [EVAL, TRAIN, TRAIN]},
+    "s-vgg": {"sr": [TRAIN], "vgg": PAIR},
+    "s-vgg2t": {"sr": [EVAL], "task": [TRAIN]},
+    "sr4ir2t": {"sr": [EVAL], "task": [TRAIN]},
+    "h2t-on-s": {},
+    "h2t-on-s-vgg": {},
+    "h2t-on-sr4ir": {},
 }
+MIXED = ["task_sr", "task_hr", "task_cqmix"]
 TERMS = {
     "pretrain": ["pixel_sr"],
     "h2t": ["task_hr"],
@@ -47,9 +83,43 @@ TERMS = {
     "s2t": ["task_sr"],
     "t2s": ["pixel_sr", "task_sr"],
     "joint": ["pixel_sr", "task_sr"],
-    "sr4ir": ["pixel_sr", "tdp_sr", "task_sr", "task_hr", "task_cqmix"],
+    "sr4ir": ["pixel_sr", "tdp_sr", *MIXED],
+    "sr4ir-no-tdp": ["pixel_sr", *MIXED],
+    "sr4ir-only-sr": ["pixel_sr", "tdp_sr", "task_sr"],
+    "sr4ir-only-hr": ["pixel_sr", "tdp_sr", "task_hr"],
+    "sr4ir-no-cqmix": ["pixel_sr", "tdp_sr", "task_sr", "task_hr"],
+    "sr4ir-vgg": ["pixel_sr", "perceptual_sr", *MIXED],
+    "sr4ir-fixed-tdp": ["pixel_sr", "tdp_sr", *MIXED],
+    "joint-tdp": ["pixel_sr", "tdp_sr", *MIXED],
+    "tdsr": ["pixel_sr", "task_sr"],
+    "sod-mtgan": [
+        "pixel_sr",
+        "task_sr",
+        "adversarial_sr",
+        "task_hr",
+        "real_fake_sr",
+        "real_fake_hr",
+    ],
+    "s-vgg": ["pixel_sr", "perceptual_sr"],
+    "s-vgg2t": ["task_sr"],
+    "sr4ir2t": ["task_sr"],
+    "h2t-on-s": [],
+    "h2t-on-s-vgg": [],
+    "h2t-on-sr4ir": [],
+}
+# What the end of the warm-up adds: a term, and how many forwards of a network before its others.
+WAITS = {
+    "sr4ir": ("tdp_sr", "task", 2),
+    "sr4ir-only-sr": ("tdp_sr", "task", 2),
+    "sr4ir-only-hr": ("tdp_sr", "task", 2),
+    "sr4ir-no-cqmix": ("tdp_sr", "task", 2),
+    "sr4ir-vgg": ("perceptual_sr", "vgg", 2),
+    "sr4ir-fixed-tdp": ("tdp_sr", "oracle", 2),
+    "joint-tdp": ("tdp_sr", "task", 0),
+    "tdsr": ("task_sr", "task", 1),
 }
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
+every_training_recipe = pytest.mark.parametrize("recipe", [r for r in RECIPES if MOVES[r]])
 
 
 def step(setup, *, after_warmup=True, number=0):
@@ -69,7 +139,9 @@ def watched_modes(setup):
     """Modes of each network's forwards; the backbone's for the task network, which TDP calls."""
     seen = defaultdict(list)
     for role, module in setup.modules.items():
-        layer = module.layer4 if role == "task" else module
+        layer = module
+        if role in ("task", "oracle"):
+            layer = getattr(module, "network", module).layer4
         layer.register_forward_hook(
             lambda *_, role=role, module=module: seen[role].append(module.training)
         )
@@ -110,12 +182,39 @@ def test_modes_views_and_terms_are_the_recipes(recipe, after_warmup):
     losses = step(setup, after_warmup=after_warmup)
     modes = {role: list(order) for role, order in MODES[recipe].items()}
     terms = list(TERMS[recipe])
-    if recipe == "sr4ir" and not after_warmup:
-        terms.remove("tdp_sr")
-        modes["task"] = modes["task"][2:]
+    if recipe in WAITS and not after_warmup:
+        term, network, forwards = WAITS[recipe]
+        terms.remove(term)
+        modes[network] = modes[network][forwards:]
     assert list(losses) == terms
-    assert seen == modes
+    assert seen == {network: order for network, order in modes.items() if order}
     assert all(loss.grad_fn is None and loss.ndim == 0 for loss in losses.values())
+
+
+def test_joint_tdp_reaches_the_task_network_through_sr_and_hr_features():
+    def gradient(*settings):
+        setup = tiny_setup(tiny_experiment("joint-tdp", *settings), engine="plain", double=True)
+        engine, found = setup.engines["task"], {}
+
+        def keep(rates):
+            found.update({n: p.grad.clone() for n, p in engine.module.named_parameters()})
+
+        engine.step = keep
+        inputs = make_inputs(setup, drawn_batch(0, 3, dtype=torch.float64), epoch=1)
+        train_step(setup, inputs, after_warmup=True, rates={"sr": [0.0], "task": [0.0]})
+        return setup, inputs, found
+
+    # Task losses are off, so that all that is left in the task network is TDP's.
+    setup, inputs, found = gradient("losses.task=0")
+    module = setup.modules["task"].train()
+    module.zero_grad()
+    sr = setup.modules["sr"](inputs.lr).detach()
+    features = [setup.task.features(module, images)["l4"] for images in (sr, inputs.hr)]
+    (features[0] - features[1]).abs().mean().backward()
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-9, atol=1e-15)
+            assert found[name].any(), name
 
 
 def test_running_statistics_see_phase_2_alone_and_each_of_its_images():
@@ -139,10 +238,10 @@ def test_frozen_networks_are_called_past_their_engines_and_learning_ones_through
             self.role, self.engine = role, engine
             self.module, self.trainable = engine.module, engine.trainable
 
-        def __call__(self, images):
+        def __call__(self, *inputs):
             called.append(self.role)
             allowed.append(next(iter(self.trainable)).requires_grad)
-            return self.engine(images)
+            return self.engine(*inputs)
 
         def __getattr__(self, name):
             return getattr(self.engine, name)
@@ -152,7 +251,7 @@ def test_frozen_networks_are_called_past_their_engines_and_learning_ones_through
     expected = {
         role: sum(1 for training in MODES[recipe][role] if training) for role in MOVES[recipe]
     }
-    if recipe == "sr4ir":
+    if len(RECIPES[recipe].phases) == 2:
         expected["sr"] = 1  # phase 2 renders with the frozen network, in train mode
     assert {role: called.count(role) for role in set(called)} == expected
     assert all(allowed)
@@ -187,7 +286,9 @@ def test_loss_weights_multiply_terms():
 
 def golden_losses(recipe, data):
     """Losses of ten steps: five without and five with the terms that wait for the warm-up."""
-    experiment = override(tiny_experiment(recipe), ["batch_size=8", "epochs=2", "warmup_epochs=1"])
+    waits = recipe in WAITS or "sr4ir" in recipe
+    epochs = ["epochs=2", f"warmup_epochs={int(waits)}"]
+    experiment = override(tiny_experiment(recipe), ["batch_size=8", *epochs])
     if experiment.task is not None:
         experiment = override(experiment, ["task.classes=8"])
     setup = tiny_setup(experiment, engine="plain", double=True)
@@ -205,7 +306,7 @@ def golden_losses(recipe, data):
     return losses
 
 
-@every_recipe
+@every_training_recipe
 def test_golden_losses(recipe, drawn, request):
     """Ten steps repeat the stored losses; `pytest tests/training/test_step.py --write-golden`.
 

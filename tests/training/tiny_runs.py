@@ -6,10 +6,11 @@ import torch
 
 from sr4ir_dist import checkpoint, experiments
 from sr4ir_dist.batch import Batch
-from sr4ir_dist.config import override
+from sr4ir_dist.overrides import override
 from sr4ir_dist.training import state
 from sr4ir_dist.training.build import build_networks, make_setup
-from sr4ir_dist.training.step import make_inputs, train_step
+from sr4ir_dist.training.step import train_step
+from sr4ir_dist.training.views import make_inputs
 
 NAMES = {"h2t": "drawn_cls/h2t", "l2t": "drawn_cls/x4/l2t"}
 CLASSES = 4
@@ -19,7 +20,7 @@ COUNT = len(STEPS)
 WARMUP_STEPS = 2
 CUT = 2
 """Steps before the checkpoint in the middle."""
-RATES = {"sr": 1e-4, "task": 1e-3}
+RATES = {"sr": [1e-4], "task": [1e-3]}
 SAMPLED = 4096
 
 
@@ -31,6 +32,8 @@ def tiny_experiment(recipe, *settings):
         small += ["sr.blocks=1", "sr.features=8"]
     if experiment.task is not None:
         small += [f"task.classes={CLASSES}"]
+    if "vgg" in recipe:
+        small += ["fixed.vgg_layer=conv2_2"]
     return override(experiment, [*small, *settings])
 
 
@@ -101,10 +104,10 @@ def run_steps(setup, first=0, last=COUNT, *, weighted=True):
         batch = share_of(whole, setup.rank, setup.world_size)
         inputs = make_inputs(setup, batch, epoch=1)
         if not weighted:
-            inputs = replace(inputs, share=1.0)
+            inputs = replace(inputs, share=1.0, task_share=1.0)
         losses = train_step(setup, inputs, after_warmup=number >= WARMUP_STEPS, rates=RATES)
         for name, loss in losses.items():
-            part = loss * (inputs.share / setup.world_size)
+            part = loss / setup.world_size
             if setup.world_size > 1:
                 torch.distributed.all_reduce(part)
             reported[f"{number}/{name}"] = part
@@ -132,3 +135,58 @@ def outcome(setup, losses):
         state = engine.optimizer_state()
         result["optimizers"] |= sampled({f"{role}.{key}": value for key, value in state.items()})
     return result
+
+
+def segmentation_outcome(rank, world_size):
+    """Two steps of SR4IR for segmentation in float64, on masks of which much is void."""
+    settings = ["data.resize=32", "data.crop=32", "sr.blocks=1", "sr.features=8", "task.classes=4"]
+    experiment = override(experiments.make("drawn_seg/edsr-x4/sr4ir"), settings)
+    setup = tiny_setup(experiment, engine="plain", rank=rank, world_size=world_size, double=True)
+    for layer in setup.modules["task"].modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    losses = {}
+    for number in range(2):
+        batch = share_of(masked_batch(number), rank, world_size)
+        inputs = make_inputs(setup, batch, epoch=1)
+        rates = {"sr": [1e-4], "task": [1e-3, 1e-2]}
+        for name, loss in train_step(setup, inputs, after_warmup=True, rates=rates).items():
+            part = loss / world_size
+            if world_size > 1:
+                torch.distributed.all_reduce(part)
+            losses[f"{number}/{name}"] = part
+    return outcome(setup, losses)
+
+
+def masked_batch(number):
+    """Five images of which the first two, one rank's share, have hardly a valid pixel."""
+    batch = drawn_batch(number, 5, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(number)
+    masks = torch.randint(5, (5, 36, 36), generator=generator, dtype=torch.uint8)
+    masks[:2, 3:] = 255
+    return replace(batch, targets=masks)
+
+
+def canvas_batch():
+    """Five images of different sizes, padded to the largest height and width of all."""
+    batch = drawn_batch(0, 5, dtype=torch.float64)
+    sizes = torch.tensor([[20, 36], [22, 30], [36, 21], [30, 20], [26, 25]])
+    boxes = {"boxes": torch.tensor([[2.0, 3.0, 15.0, 18.0]]), "labels": torch.tensor([1])}
+    boxes["crowd"] = torch.tensor([False])
+    return replace(batch, sizes=sizes, targets=(boxes,) * 5)
+
+
+def canvas_inputs(rank, world_size):
+    """What a rank of detection makes of its share: the canvas's size and the pixel loss."""
+    settings = ["task.classes=4", "sr.network=bicubic", "task.min_size=64", "task.max_size=64"]
+    experiment = override(experiments.make("drawn_det/edsr-x4/sr4ir"), settings)
+    modules = build_networks(experiment)
+    setup = make_setup(experiment, modules, rank=rank, world_size=world_size, engine="none")
+    batch = share_of(canvas_batch(), rank, world_size)
+    height, width = batch.sizes.max(dim=0).values.tolist()
+    batch = replace(batch, hr=batch.hr[..., :height, :width])
+    inputs = make_inputs(setup, batch, epoch=1)
+    loss = (setup.modules["sr"](inputs.lr) - inputs.hr).abs().mean() * inputs.share / world_size
+    if world_size > 1:
+        torch.distributed.all_reduce(loss)
+    return {"size": tuple(inputs.hr.shape[-2:]), "loss": loss, "cells": inputs.cells}

@@ -10,6 +10,9 @@ from sr4ir_dist.data.schema import DatasetError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 Row = dict[str, Any]
+TALLY = "tally"
+"""A key that a row may have beside its columns: how often something was found in it that a user
+should be told of, as a dict from what to a number. Conversion adds it up and takes it out."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Source:
         class_names: the classes that labels index; empty without any.
         counts: how many items each split has; its keys are the splits.
         items: gives a split's items in source order: small values, cheap to list.
-        read: makes an item's row; a pure function that reads and checks one sample. It raises
-            ``DatasetError`` naming the file.
+        read: makes an item's row, maybe with a ``TALLY``; a pure function that reads and checks
+            one sample. It raises ``DatasetError`` naming the file.
         facts: what the manifest shall say about the source, for people.
         notes: what a user should be told about how the source was understood.
     """

@@ -1,7 +1,7 @@
 """Writing an opened source as a dataset."""
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import sr4ir_dist
-from sr4ir_dist.data.convert.source import Converter, Row, Source
+from sr4ir_dist.data.convert.source import TALLY, Converter, Row, Source
 from sr4ir_dist.data.schema import DatasetError, Manifest
 from sr4ir_dist.data.shards import ShardWriter, has_split, load_manifest
 
@@ -24,10 +24,13 @@ class ConvertedSplit:
     Attributes:
         manifest: the manifest as written.
         skipped: one message for each bad row that was left out.
+        tally: what was found in the rows that were written (boxes that were dropped, images
+            without objects), and how often.
     """
 
     manifest: Manifest
     skipped: tuple[str, ...]
+    tally: dict[str, int]
 
 
 def convert(
@@ -67,6 +70,7 @@ def convert(
     refuse_existing(uri, source.splits, overwrite)
     writers: dict[str, ShardWriter] = {}
     skipped: dict[str, list[str]] = {split: [] for split in source.splits}
+    tallies: dict[str, Counter[str]] = {split: Counter() for split in source.splits}
     with ExitStack() as stack, ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for split, count in source.counts.items():
             writers[split] = stack.enter_context(
@@ -89,6 +93,7 @@ def convert(
                         raise row
                     bad.append(str(row))
                 else:
+                    tallies[split].update(row.pop(TALLY, {}))
                     writer.append(row)
                 progress(split, done)
             writer.source = {
@@ -97,9 +102,12 @@ def convert(
                 **source.facts,
                 "skipped": len(bad),
                 "skipped_rows": bad[:_LISTED],
+                "tally": dict(tallies[split]),
             }
     return {
-        split: ConvertedSplit(load_manifest(uri, split), tuple(skipped[split]))
+        split: ConvertedSplit(
+            load_manifest(uri, split), tuple(skipped[split]), dict(tallies[split])
+        )
         for split in source.splits
     }
 
