@@ -14,6 +14,7 @@ from sr4ir_dist.cli import (
     JsonFile,
     Settings,
     console,
+    notices,
     result_table,
     user_errors,
     write_result,
@@ -51,7 +52,16 @@ def main(
     from sr4ir_dist.training.plan import make_request
 
     with user_errors(launch.TrainingError):
-        request = make_request(checkpoint, data=data, split=split, settings=settings or [])
+        request = make_request(
+            checkpoint,
+            data=data,
+            split=split,
+            settings=settings or [],
+            storage_uri=storage_uri,
+            say=lambda text: notices.print(text, markup=False, soft_wrap=True),
+        )
+        for note in request.notes:
+            notices.print(f"note: {note}", markup=False, soft_wrap=True)
         launch.connect(address)
         resources = launch.Resources(workers, cpus, gpu)
         figures = launch.evaluate(request, resources, storage_uri=storage_uri, cache_dir=cache_dir)

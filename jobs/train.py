@@ -17,12 +17,13 @@ from sr4ir_dist.cli import (
     JsonFile,
     Settings,
     console,
+    notices,
     refuse_job_folder,
     result_table,
     user_errors,
     write_result,
 )
-from sr4ir_dist.config import Experiment, from_json
+from sr4ir_dist.config import Experiment, ExperimentError, from_json
 from sr4ir_dist.overrides import override
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -72,10 +73,10 @@ def main(
 
         python jobs/train.py drawn_cls/edsr-x4/sr4ir --data datasets/drawn --workers 2
     """
-    if list_names:
-        _list(name)
-        return
     with user_errors():
+        if list_names:
+            _list(name)
+            return
         experiment = _experiment(name, experiment_file, settings or [])
         if show:
             _show(experiment)
@@ -90,13 +91,15 @@ def main(
     with user_errors(launch.TrainingError):
         refuse_job_folder(storage_uri)
         chosen = [experiment] if seeds is None else _with_seeds(experiment, seeds)
-        plans = [make_plan(each, data=data, storage_uri=storage_uri) for each in chosen]
+        plans = [make_plan(each, data=data, storage_uri=storage_uri, say=_say) for each in chosen]
         resources = launch.Resources(workers, cpus, gpu, max_failures)
         results = []
         for plan in plans:
             result = launch.finished_result(plan)
             if result is None:
                 console.print(f"run [bold]{plan.run}[/] in {plan.run_uri}", highlight=False)
+                for note in plan.notes:
+                    _say(f"note: {note}")
                 launch.connect(address)
                 result = launch.train(plan, resources, log_every=log_every, cache_dir=cache_dir)
             else:
@@ -109,6 +112,10 @@ def main(
             figures = over_seeds(results)
             console.print(_spread(experiment.name, [each.seed for each in chosen], figures))
             write_result(json_file, {"runs": results, "metrics": figures})
+
+
+def _say(text: str) -> None:
+    notices.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _with_seeds(experiment: Experiment, seeds: str) -> list[Experiment]:
@@ -136,9 +143,10 @@ def _experiment(name: str | None, file: str | None, settings: list[str]) -> Expe
 
 def _list(part: str | None) -> None:
     if part is not None:
-        for name in experiments.names():
-            if part in name:
-                console.print(name, highlight=False)
+        found = [name for name in experiments.names() if part in name]
+        if not found:
+            raise ExperimentError(f"no experiment's name has {part!r} in it (--list alone tells)")
+        console.print("\n".join(found), highlight=False)
         return
     names = Table("data", "what it is", title="DATA/SR-xSCALE/RECIPE, DATA/xSCALE/l2t, DATA/h2t")
     for name, data in experiments.DATA.items():
@@ -180,6 +188,8 @@ def _start(experiment: Experiment, network: str, origin: str) -> str:
     if network == "vgg":
         return fixed.vgg
     settings = getattr(experiment, network)
+    if settings.network in ("bilinear", "bicubic"):
+        return f"{settings.network} interpolation, which has no weights"
     if settings.weights is None:
         return f"a random start (give one by --set {network}.weights=URI)"
     note = ""

@@ -27,6 +27,8 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 SSIM_WINDOW = 11
 """Side of SSIM's window in pixels."""
+LPIPS_SIDE = 16
+"""Smallest side in pixels that LPIPS can judge: VGG16 halves images four times before its end."""
 TASK_NETWORKS: dict[str, tuple[str, ...]] = {
     "classification": ("resnet18",),
     "segmentation": ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50"),
@@ -143,6 +145,8 @@ class AdamW(Settings):
     lr: Rate = 1e-4
     lr_floor: Weight = 1e-6
     """Learning rate at the end of each cosine period."""
+    halve_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Parts of the run after which the rate is halved; with any there is no cosine."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.999,
@@ -210,6 +214,12 @@ class EvaluationSettings(Settings):
     """Report LPIPS too: ImageNet weights of VGG16, a file or torchvision's name. Where they cannot
     be had, there is no figure."""
 
+    @property
+    def smallest_side(self) -> int:
+        """The smallest side in pixels of an image that can be compared with HR."""
+        window = SSIM_WINDOW if self.lpips is None else LPIPS_SIDE
+        return 2 * self.border + window
+
 
 class CheckpointSettings(Settings):
     """When a run's whole state is published, and how many states are kept."""
@@ -263,11 +273,11 @@ class Experiment(Settings):
             raise ValueError(
                 f"data.crop={self.data.crop} must not exceed data.resize={self.data.resize}"
             )
-        smallest = 2 * self.evaluation.border + SSIM_WINDOW
+        smallest = self.evaluation.smallest_side
         if self.data.transform == "resize_crop" and self.data.crop < smallest:
             raise ValueError(
                 f"data.crop={self.data.crop} leaves nothing to judge: evaluation.border="
-                f"{self.evaluation.border} and SSIM's window of {SSIM_WINDOW} need {smallest}"
+                f"{self.evaluation.border} and the window of SSIM or LPIPS need {smallest}"
             )
         for field in ("warmup_epochs", "lr_warmup_epochs"):
             if getattr(self, field) > self.epochs:
@@ -311,7 +321,10 @@ class Experiment(Settings):
         Args:
             data: the digests of the manifests that the run reads.
         """
-        content = json.dumps([self.model_dump(mode="json"), data], sort_keys=True)
+        tree = self.model_dump(mode="json")
+        # LPIPS changes no weight, and a run is one whether or not its file was at hand.
+        del tree["evaluation"]["lpips"]
+        content = json.dumps([tree, data], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torchvision.models import mobilenet_v3_large
 
 from sr4ir_dist import experiments, recipes
 from sr4ir_dist.config import TASK_NETWORKS, ExperimentError
@@ -15,9 +16,12 @@ from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.networks import SR_NETWORKS
 from sr4ir_dist.networks.edsr import EDSR
 from sr4ir_dist.networks.pretrained import WeightsError
+from sr4ir_dist.networks.vgg import VGG19
 from sr4ir_dist.overrides import override
 from sr4ir_dist.recipes import PRETRAINED, RECIPES
-from sr4ir_dist.training.plan import make_plan
+from sr4ir_dist.training import launch
+from sr4ir_dist.training.build import build_networks
+from sr4ir_dist.training.plan import load_start, make_plan
 
 NAMES = experiments.names()
 SHORT = ["epochs=3", "warmup_epochs=1", "batch_size=8", "seed=5"]
@@ -116,12 +120,29 @@ def test_the_papers_images_of_classification():
     )  # fmt: skip
 
 
-def test_pre_training_patches_are_48_lr_pixels():
+@pytest.mark.parametrize(
+    ("network", "batch", "rate", "steps"),
+    [("edsr", 16, 1e-4, 300_000), ("swinir", 32, 2e-4, 500_000)],
+)
+def test_pre_training_is_as_published_on_800_images(network, batch, rate, steps):
     for scale in (2, 4, 8):
-        experiment = experiments.make(f"folder_sr/edsr-x{scale}/pretrain")
+        experiment = experiments.make(f"folder_sr/{network}-x{scale}/pretrain")
         assert experiment.data.crop == 48 * scale
         assert experiment.evaluation.border == scale
         assert experiment.evaluation.channel == "y"
+        assert experiment.degradation.kind == "bicubic_antialias"
+        assert (experiment.batch_size, experiment.optimizers.sr.lr) == (batch, rate)
+        assert experiment.epochs * 800 // batch == steps
+        assert experiment.sr is not None
+        assert experiment.sr.weights is None
+
+
+def test_settings_that_only_judge_what_is_not_judged_tell_no_runs_apart():
+    plain = experiments.make("voc_seg/h2t")
+    for setting in ("evaluation.lpips=a.pth", "evaluation.border=4", "evaluation.channel=y"):
+        assert experiments.relevant(override(plain, [setting])) == plain
+        other = override(experiments.make("voc_seg/edsr-x4/t2s"), [setting])
+        assert experiments.prerequisite(other, "h2t") == plain
 
 
 @pytest.mark.parametrize(
@@ -255,6 +276,80 @@ def test_a_runs_name_changes_with_settings_data_and_starting_weights(data, tmp_p
     torch.save({"other.weight": torch.zeros(1)}, weights)
     with pytest.raises(WeightsError, match=r"sr\.pth"):
         run(f"sr.weights={weights}")
+
+
+def test_fixed_networks_start_from_their_run_or_file(data, tmp_path):
+    def plan(recipe, *settings):
+        experiment = override(experiments.make(f"drawn_cls/edsr-x4/{recipe}"), settings)
+        return make_plan(experiment, data=data, storage_uri=str(tmp_path))
+
+    with pytest.raises(ExperimentError, match="starts its oracle network from drawn_cls/h2t"):
+        plan("sr4ir-fixed-tdp")
+    with pytest.raises(ExperimentError, match=r"fixed\.oracle=.*nowhere"):
+        plan("sr4ir-fixed-tdp", f"fixed.oracle={tmp_path}/nowhere")
+    with pytest.raises(ExperimentError, match=r"fixed\.vgg=.*vgg\.pth: there is no such file"):
+        plan("sr4ir-vgg", f"fixed.vgg={tmp_path}/vgg.pth")
+    with pytest.raises(WeightsError, match="fixed.vgg=NO_SUCH"):
+        plan("sr4ir-vgg", "fixed.vgg=NO_SUCH")
+    (tmp_path / "odd.pth").write_bytes(b"no weights")
+    with pytest.raises(WeightsError, match=r"odd\.pth cannot be read"):
+        plan("sr4ir", f"evaluation.lpips={tmp_path}/odd.pth")
+    with pytest.raises(ExperimentError, match=r"evaluation\.lpips=.*: there is no such file"):
+        plan("sr4ir", f"evaluation.lpips={tmp_path}/vgg16.pth")
+    vgg = VGG19("conv2_2")
+    weights = {name.replace("network", "features"): v for name, v in vgg.state_dict().items()}
+    torch.save(weights, tmp_path / "vgg.pth")
+    start = plan("sr4ir-vgg", f"fixed.vgg={tmp_path}/vgg.pth", "fixed.vgg_layer=conv2_2").starts
+    assert start["vgg"].uri == str(tmp_path / "vgg.pth")
+
+
+def test_weights_that_are_known_but_cannot_be_had_leave_out_a_figure_or_refuse(data, tmp_path):
+    def plan(*settings):
+        experiment = override(experiments.make("drawn_cls/edsr-x4/sr4ir"), settings)
+        return make_plan(experiment, data=data, storage_uri=str(tmp_path))
+
+    found = plan("evaluation.lpips=NO_SUCH")
+    assert found.lpips is None
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith("no LPIPS: evaluation.lpips=NO_SUCH")
+    assert plan().notes == ()
+    for field in ("sr.weights", "task.weights"):
+        with pytest.raises(WeightsError, match=f"{field}=NO_SUCH"):
+            plan(f"{field}=NO_SUCH")
+    experiment = override(experiments.make("drawn_cls/edsr-x8/sr4ir"), ["sr.weights=DIV2K"])
+    with pytest.raises(WeightsError, match=r"x8 are not public.*folder_sr/edsr-x8/pretrain"):
+        make_plan(experiment, data=data, storage_uri=str(tmp_path))
+
+
+def test_a_backbones_file_starts_segmentation(data, tmp_path):
+    path = tmp_path / "mobilenet_v3_large.pth"
+    torch.save(mobilenet_v3_large(weights=None).state_dict(), path)
+    settings = ["data.resize=32", "data.crop=32", f"task.weights={path}"]
+    experiment = override(experiments.make("drawn_seg/h2t"), settings)
+    plan = make_plan(experiment, data=data, storage_uri=str(tmp_path / "runs"))
+    module = build_networks(plan.experiment)["task"]
+    told = load_start(module, plan.starts["task"])
+    assert str(path) in told
+    expected = torch.load(path, weights_only=True)["features.16.0.weight"]
+    assert torch.equal(module.state_dict()["backbone.16.0.weight"], expected)
+
+
+def test_steps_that_batch_norm_cannot_take_are_refused_before_a_worker_starts(data, tmp_path):
+    def train(*settings, workers=1):
+        small = ["data.resize=32", "data.crop=32", *settings]
+        experiment = override(experiments.make("drawn_seg/h2t"), small)
+        plan = make_plan(experiment, data=data, storage_uri=str(tmp_path))
+        launch.train(plan, launch.Resources(workers=workers))
+
+    with pytest.raises(ExperimentError, match="batch_size=7 leaves a step of 1 images; .* needs 2"):
+        train("batch_size=7")
+    with pytest.raises(ExperimentError, match="4 images on 4 workers; .* 2 on each"):
+        train("batch_size=4", "batch_norm=local", workers=4)
+    with pytest.raises(ExperimentError, match="a step of 3 images on 4 workers"):
+        train("batch_size=5", "batch_norm=local", workers=4)
+    experiment = override(experiments.make("drawn_det/h2t"), ["batch_size=9"])
+    with pytest.raises(ExperimentError, match="batch_size=9 exceeds the 8 training images"):
+        make_plan(experiment, data=data, storage_uri=str(tmp_path))
 
 
 def test_a_name_must_fit_the_settings():

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from sr4ir_dist.config import LPIPS_SIDE
 from sr4ir_dist.metrics.mean import Mean
 from sr4ir_dist.metrics.psnr import check_settings, comparable
 from sr4ir_dist.networks.pretrained import Backbone, load_weights
-
-_SMALLEST = 16  # VGG16 halves images four times before its last layer
 
 
 def load_lpips(uri: str) -> nn.Module:
@@ -83,7 +82,7 @@ class LPIPS(Mean):
         Raises:
             ValueError: Shapes that differ, or images with less than 16 pixels inside the border.
         """
-        pair = comparable(sr, hr, border=self.border, channel="rgb", window=_SMALLEST)
+        pair = comparable(sr, hr, border=self.border, channel="rgb", window=LPIPS_SIDE)
         dtype = next(self.network.parameters()).dtype
         a, b = ((image / 127.5 - 1).to(dtype) for image in pair)
         distances = self.network(a, b).flatten()

@@ -8,13 +8,13 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import mobilenet_backbone
-from torchvision.ops import SqueezeExcitation
+from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.poolers import initLevelMapper
+from torchvision.transforms.v2.functional import center_crop
 
 from sr4ir_dist.metrics.coco import COCOmAP
 from sr4ir_dist.networks.pretrained import Backbone
@@ -30,6 +30,7 @@ _POOLED_LEVELS = 2
 _ANCHOR_SIZES = (32, 64, 128, 256, 512)
 _ANCHOR_RATIOS = (0.5, 1.0, 2.0)
 _RPN_SCORE_THRESHOLD = 0.05
+_SETTLING_SIDE = 320
 
 
 class Detector(FasterRCNN):
@@ -92,38 +93,40 @@ def _features_in_images_dtype(
     return {name: level.to(args[0].dtype) for name, level in output.items()}
 
 
-def settle(network: Detector) -> None:
-    """Scales the backbone's random start so that activations stay of order one, in place.
+def settle(network: Detector, images: Sequence[Tensor] | Tensor) -> None:
+    """Gives a random start the batch norm statistics that published weights would bring, in place.
 
-    torchvision's start relies on batch norm that learns its statistics. Frozen batch norm has none
-    before weights are loaded, and through 17 blocks activations shrink to 1e-8. Here every
-    convolution before a batch norm is divided by the standard deviation of its output, one after
-    the other (LSUV: Mishkin and Matas, "All you need is a good init", ICLR 2016), on random images
-    from torch's global generator. The gates of squeeze-and-excitation start at a constant 0.5:
-    otherwise they amplify every deviation from those images. Weights that are loaded afterwards
-    replace all of it.
+    Frozen batch norm has none before weights are loaded, but torchvision's start relies on being
+    normalised: through 17 blocks activations shrink to 1e-8 and nothing is learnt. Here the
+    statistics become those of some training images, layer by layer, and the convolutions before
+    them get He et al.'s variance by their fan-in (from torch's global generator): torchvision's,
+    by the fan-out, makes depthwise weights so small that the first steps overthrow them.
+
+    Args:
+        network: A detector that was just built.
+        images: Some training images 3,h,w in [0, 1], the same on every rank. From 16 on the
+            statistics fit other images too; from random noise they do not.
     """
     body: Any = network.backbone.body
     for layer in body.modules():
-        if isinstance(layer, SqueezeExcitation):
-            nn.init.zeros_(layer.fc2.weight)
-            nn.init.zeros_(layer.fc2.bias)  # pyright: ignore[reportArgumentType]
-    octaves = [torch.randn(2, 3, side, side, dtype=torch.float64) for side in (4, 8, 16, 32, 64)]
-    images = torch.stack([F.interpolate(x, size=(256, 256), mode="bilinear") for x in octaves])
-    scaled = [layer for layer in body.modules() if isinstance(layer, nn.Conv2d)]
-    hooks = [layer.register_forward_hook(_scale) for layer in scaled if layer.bias is None]
+        if isinstance(layer, nn.Conv2d) and layer.bias is None:
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in")
+    norms = [layer for layer in body.modules() if isinstance(layer, FrozenBatchNorm2d)]
+    hooks = [layer.register_forward_pre_hook(_take_statistics) for layer in norms]
+    # Parts of them as large as the detector sees them: all of 16 images would take gigabytes.
+    seen = [network.transform([image])[0].tensors for image in images]
+    sides = [min(_SETTLING_SIDE, *(image.shape[dim] for image in seen)) for dim in (-2, -1)]
+    parts = torch.cat([center_crop(image, sides) for image in seen])
     # In float64, so that ranks with other numbers of threads round to the same float32.
     with torch.no_grad():
-        body.double()(images.sum(dim=0) / len(octaves) ** 0.5)
+        body.double()(parts.double())
     body.float()
     for hook in hooks:
         hook.remove()
 
 
-def _scale(layer: nn.Conv2d, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    spread = output.std()
-    layer.weight /= spread
-    return output / spread
+def _take_statistics(layer: Any, args: tuple[Tensor, ...]) -> None:
+    layer.running_var, layer.running_mean = torch.var_mean(args[0], dim=(0, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -179,8 +182,8 @@ class Detection:
         """Makes the network with random weights, drawn from torch's global generator.
 
         Its structure does not depend on where its weights will come from: batch norm is always
-        frozen (eps 1e-5) and the backbone's blocks 0 to 6 never learn. To train from this start,
-        `settle` it first.
+        frozen (eps 1e-5) and the backbone's blocks 0 to 6 never learn. To train from a random
+        start, `settle` it first.
         """
         backbone = mobilenet_backbone(
             backbone_name="mobilenet_v3_large",

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import segmentation
 
+from sr4ir_dist.data.schema import VOID
 from sr4ir_dist.metrics.miou import MIoU
 from sr4ir_dist.networks.normalize import imagenet_normalize
 from sr4ir_dist.networks.pretrained import Backbone
 
-VOID = 255
-"""The value of mask pixels that belong to no class, padding among them."""
 AUX_WEIGHT = 0.5
 """The auxiliary head's part in the loss."""
 _NETWORKS = {

@@ -13,6 +13,7 @@ from sr4ir_dist import recipes, tasks
 from sr4ir_dist.config import Experiment, Network, Role
 from sr4ir_dist.data.loader import Loader
 from sr4ir_dist.data.transforms import Flip, PatchCrop, ResizeCrop, Transform
+from sr4ir_dist.degradation import crop_back
 from sr4ir_dist.networks import SR_NETWORKS
 from sr4ir_dist.networks.vgg import VGG19
 from sr4ir_dist.tasks import Task
@@ -21,6 +22,8 @@ from sr4ir_dist.tasks.scored import Scored
 from sr4ir_dist.training.batch_norm import synchronise
 from sr4ir_dist.training.engines import DeepSpeedEngine, Engine, PlainEngine, build_optimizer
 from sr4ir_dist.training.views import Setup
+
+_SETTLING_IMAGES = 16
 
 
 def build_networks(
@@ -71,6 +74,8 @@ def make_setup(
     if world_size > 1 and experiment.batch_norm == "sync" and "task" in recipe.updates:
         modules["task"] = synchronise(modules["task"])
     engines: dict[Role, Engine] = {}
+    if lpips is not None:
+        lpips = lpips.to(next(p.device for m in modules.values() for p in m.parameters()))
     learning = recipe.updates if engine != "none" else ()
     for network, module in modules.items():
         if network not in learning:
@@ -91,6 +96,32 @@ def make_setup(
                 micro_batch=-(-experiment.batch_size // world_size),
             )
     return Setup(experiment, recipe, modules, engines, task, rank, world_size, lpips)
+
+
+def settle_random_start(
+    experiment: Experiment, module: nn.Module, data: str, cache_dir: str | None = None
+) -> None:
+    """Make a random start of the task network one that can learn: a detector needs images for it.
+
+    Every rank reads the same ones, the first of the training split.
+    """
+    detector = module.network if isinstance(module, Scored) else module
+    if not isinstance(detector, Detector):
+        return
+    with Loader(
+        data,
+        "train",
+        transform=Flip(shrink=experiment.data.shrink),
+        batch_size=_SETTLING_IMAGES,
+        seed=experiment.seed,
+        rank=0,
+        world_size=1,
+        shuffle=False,
+        cache_dir=Path(cache_dir) if cache_dir else None,
+    ) as loader:
+        batch = next(loader.epoch(1)).to(next(module.parameters()).device)
+    torch.manual_seed(experiment.seed)
+    settle(detector, crop_back(batch.hr, batch.sizes))
 
 
 def make_task(experiment: Experiment) -> Task | None:
@@ -142,8 +173,6 @@ def _build(experiment: Experiment, network: Network) -> nn.Module:
     task = make_task(experiment)
     assert task is not None
     module = task.build()
-    if isinstance(module, Detector) and experiment.task and experiment.task.weights is None:
-        settle(module)
     if network == "task" and recipes.get(experiment.recipe).scored:
         return Scored(module, task)
     return module

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sr4ir_dist.batch import Batch
-from sr4ir_dist.config import SSIM_WINDOW
 from sr4ir_dist.data.loader import Loader
 from sr4ir_dist.metrics import Metric
 from sr4ir_dist.metrics.lpips import LPIPS
@@ -41,7 +40,7 @@ def evaluate(
     Returns:
         `psnr` (dB), `ssim` and, where its weights are there, `lpips` against HR where the view is
         not HR itself; the task's figures (per cent) where there is a task network; `images`, how
-        many were judged, and `too_small`, of how many a border crop leaves nothing for SSIM.
+        many were judged, and `too_small`, of how many a border crop leaves too little to compare.
     """
     quality = _quality(setup)
     task_metric = setup.task.metric() if setup.task else None
@@ -116,7 +115,7 @@ def _measure(setup: Setup, quality: dict[str, Any], views: Views, inputs: Inputs
     if setup.task is None or not setup.task.quality_on_canvas:
         height, width = inputs.sizes[0]
         sr, hr = sr[..., :height, :width], hr[..., :height, :width]
-    if min(hr.shape[-2:]) < 2 * setup.experiment.evaluation.border + SSIM_WINDOW:
+    if min(hr.shape[-2:]) < setup.experiment.evaluation.smallest_side:
         return False
     for metric in quality.values():
         metric.update(sr, hr)

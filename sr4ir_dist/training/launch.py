@@ -28,7 +28,10 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run takes of the cluster; results depend on the number of workers only by rounding.
+    """What a run takes of the cluster.
+
+    Results depend on the number of workers by rounding, and by what dropout, stochastic depth and
+    a detector's sampling draw on each rank.
 
     Attributes:
         workers: ranks.
@@ -194,8 +197,9 @@ def _check_shares(plan: Plan, workers: int) -> None:
     if task is None or "task" not in recipes.get(experiment.recipe).updates:
         return
     local = experiment.batch_norm == "local"
-    images = plan.smallest_step // workers if local else plan.smallest_step
-    if 0 < images < task.min_images:
+    # A rank without images takes part with none; one with a single image is what fails.
+    images = max(1, plan.smallest_step // workers) if local else plan.smallest_step
+    if images < task.min_images:
         raise ExperimentError(
             f"batch_size={experiment.batch_size} leaves a step of {plan.smallest_step} images"
             f"{f' on {workers} workers' if local else ''}; {experiment.name} needs "

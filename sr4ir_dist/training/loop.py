@@ -11,10 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sr4ir_dist.config import Role
 from sr4ir_dist.data.loader import Loader
 from sr4ir_dist.training.batch_norm import average_running_statistics
 from sr4ir_dist.training.evaluate import evaluate
-from sr4ir_dist.training.schedules import learning_rate
+from sr4ir_dist.training.schedules import halving, learning_rate
 from sr4ir_dist.training.state import Progress
 from sr4ir_dist.training.step import Rates, train_step
 from sr4ir_dist.training.views import Setup, make_inputs
@@ -32,11 +33,13 @@ class Hooks:
         publish: publish a checkpoint of the engines at this progress.
         logged: the mean losses since the last call, at this progress.
         evaluated: a new record at the end of the progress's history.
+        judging: how far an evaluation is, in words.
     """
 
     publish: Callable[[Progress], None]
     logged: Callable[[Progress, dict[str, float]], None] = lambda progress, losses: None
     evaluated: Callable[[Progress], None] = lambda progress: None
+    judging: Callable[[str], None] = lambda text: None
 
 
 def train(
@@ -92,7 +95,8 @@ def train(
 
         judged = epoch == last or _due(epoch, experiment.evaluation.every_epochs)
         if judged:
-            figures = {"epoch": epoch, "step": progress.step} | evaluate(setup, validation)
+            figures = {"epoch": epoch, "step": progress.step}
+            figures |= evaluate(setup, validation, hooks.judging)
             progress = replace(progress, history=(*progress.history, figures))
             hooks.evaluated(progress)
         progress = replace(progress, epoch=epoch + 1, step_in_epoch=0)
@@ -120,17 +124,22 @@ def learning_rates(setup: Setup, step: int, steps_per_epoch: int) -> Rates:
             experiment.epochs - experiment.warmup_epochs,
         ]
     periods = [count * steps_per_epoch for count in epochs if count > 0]
+
+    def rate(role: Role, base_rate: float) -> float:
+        if role == "sr" and experiment.optimizers.sr.halve_at:
+            total = experiment.epochs * steps_per_epoch
+            at = experiment.optimizers.sr.halve_at
+            return halving(step, base_lr=base_rate, steps=total, at=at)
+        return learning_rate(
+            step,
+            base_lr=base_rate,
+            floor=getattr(experiment.optimizers, role).lr_floor,
+            periods_in_steps=periods,
+            warmup_steps=experiment.lr_warmup_epochs * steps_per_epoch,
+        )
+
     return {
-        role: [
-            learning_rate(
-                step,
-                base_lr=base_rate,
-                floor=getattr(experiment.optimizers, role).lr_floor,
-                periods_in_steps=periods,
-                warmup_steps=experiment.lr_warmup_epochs * steps_per_epoch,
-            )
-            for base_rate in engine.base_rates
-        ]
+        role: [rate(role, base_rate) for base_rate in engine.base_rates]
         for role, engine in setup.engines.items()
     }
 

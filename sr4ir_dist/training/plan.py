@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from sr4ir_dist import checkpoint, experiments, recipes, storage
 from sr4ir_dist.config import Experiment, ExperimentError, Network, Role
 from sr4ir_dist.data.schema import Manifest
 from sr4ir_dist.data.shards import load_manifest
+from sr4ir_dist.metrics.lpips import load_lpips
 from sr4ir_dist.networks import published
 from sr4ir_dist.networks.pretrained import Backbone, WeightsError, load_weights
 from sr4ir_dist.networks.vgg import VGG19
@@ -90,8 +91,20 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-def make_plan(experiment: Experiment, *, data: str, storage_uri: str) -> Plan:
+def make_plan(
+    experiment: Experiment,
+    *,
+    data: str,
+    storage_uri: str,
+    say: Callable[[str], None] = lambda text: None,
+) -> Plan:
     """Check an experiment against its data and its storage, and name its run.
+
+    Args:
+        experiment: what to train.
+        data: URI of the dataset.
+        storage_uri: where runs are kept, and weights that are fetched by name.
+        say: is told what is fetched.
 
     Raises:
         ExperimentError: the data does not fit the experiment, or a network that it starts from is
@@ -105,13 +118,13 @@ def make_plan(experiment: Experiment, *, data: str, storage_uri: str) -> Plan:
     experiment = _with_classes(experiments.relevant(experiment), manifests, data)
     storage.check_writable(storage_uri)
     smallest = _smallest_step(experiment, manifests[0], data)
-    run, starts = _run(experiment, manifests, storage_uri)
+    run, starts = _run(experiment, manifests, storage_uri, say)
     given: dict[Network, Start] = {n: start for n, start in starts.items() if start.uri is not None}
     if given:
         modules = build_networks(experiment, torch.device("cpu"))
         for network, start in given.items():
             load_start(modules[network], start)
-    lpips, notes = _lpips(experiment, storage_uri)
+    lpips, notes = _lpips(experiment, storage_uri, say)
     run_uri = storage.join(storage_uri, run)
     return Plan(experiment, data, run, run_uri, starts, smallest, lpips, notes)
 
@@ -131,7 +144,13 @@ def load_start(module: nn.Module, start: Start) -> str:
 
 
 def make_request(
-    uri: str, *, data: str | None, split: str, settings: Iterable[str]
+    uri: str,
+    *,
+    data: str | None,
+    split: str,
+    settings: Iterable[str],
+    storage_uri: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> EvaluationRequest:
     """Check what an evaluation needs before a worker starts.
 
@@ -140,6 +159,8 @@ def make_request(
         data: dataset; None for the one that the run was trained on.
         split: the split to judge on.
         settings: `key.path=value` assignments to the checkpoint's experiment.
+        storage_uri: where weights that are fetched by name go; by default where the run lies.
+        say: is told what is fetched.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
@@ -153,8 +174,10 @@ def make_request(
     assert data is not None
     manifest = load_manifest(data, split)
     experiment = _with_classes(experiment, [manifest], data)
-    # A checkpoint lies in its run's folder, and that in the storage.
-    lpips, notes = _lpips(experiment, uri.rpartition("/")[0].rpartition("/")[0])
+    if storage_uri is None:
+        # <storage>/<run>/checkpoints/<step>
+        storage_uri = uri.rsplit("/", 3)[0]
+    lpips, notes = _lpips(experiment, storage.absolute(storage_uri), say)
     return EvaluationRequest(uri, experiment, data, split, lpips, notes)
 
 
@@ -188,22 +211,30 @@ def _smallest_step(experiment: Experiment, training: Manifest, data: str) -> int
     return rows % batch or min(rows, batch)
 
 
-def _lpips(experiment: Experiment, storage_uri: str) -> tuple[str | None, tuple[str, ...]]:
+def _lpips(
+    experiment: Experiment, storage_uri: str, say: Callable[[str], None]
+) -> tuple[str | None, tuple[str, ...]]:
     """VGG16's weights for LPIPS, or why there will be no such figure."""
     weights = experiment.evaluation.lpips
     if weights is None or recipes.get(experiment.recipe).judged_on == "hr":
         return None, ()
     field = "evaluation.lpips"
     if not published.is_name(weights):
-        return _weights(storage.absolute(weights), "vgg", field)[0], ()
+        uri = _weights(storage.absolute(weights), "vgg", field)[0]
+        load_lpips(uri)
+        return uri, ()
     try:
-        return published.resolve(weights, "vgg16", storage_uri=storage_uri, field=field), ()
-    except WeightsError as error:
+        uri = published.resolve(weights, "vgg16", storage_uri=storage_uri, field=field, say=say)
+        return uri, ()
+    except (WeightsError, storage.StorageError) as error:
         return None, (f"no LPIPS: {error}",)
 
 
 def _run(
-    experiment: Experiment, manifests: list[Manifest], storage_uri: str
+    experiment: Experiment,
+    manifests: list[Manifest],
+    storage_uri: str,
+    say: Callable[[str], None],
 ) -> tuple[str, dict[Network, Start]]:
     """A run's name and where its networks start; other settings, data or weights, another name."""
     recipe = recipes.get(experiment.recipe)
@@ -218,15 +249,17 @@ def _run(
                 )
             starts[network] = Start(None, False, f"{sr.network} interpolation")
         elif origin == recipes.PRETRAINED:
-            starts[network] = _pretrained(experiment, network, storage_uri)
+            starts[network] = _pretrained(experiment, network, storage_uri, say)
         else:
-            starts[network] = _from_recipe(experiment, network, origin, manifests, storage_uri)
+            starts[network] = _from_recipe(experiment, network, origin, manifests, storage_uri, say)
     content = [manifest.digest for manifest in manifests] + [s.digest for s in starts.values()]
     digest = experiment.digest(data=" ".join(content))
     return f"{experiment.name.replace('/', '-')}-{digest}", starts
 
 
-def _pretrained(experiment: Experiment, network: Network, storage_uri: str) -> Start:
+def _pretrained(
+    experiment: Experiment, network: Network, storage_uri: str, say: Callable[[str], None]
+) -> Start:
     if network == "vgg":
         weights, field, partial = experiment.fixed.vgg, "fixed.vgg", False
         kind, backbone = "vgg19", None
@@ -245,7 +278,7 @@ def _pretrained(experiment: Experiment, network: Network, storage_uri: str) -> S
     uri = storage.absolute(weights)
     if published.is_name(weights):
         uri = published.resolve(
-            weights, kind, scale=experiment.scale, storage_uri=storage_uri, field=field
+            weights, kind, scale=experiment.scale, storage_uri=storage_uri, field=field, say=say
         )
     uri, digest = _weights(uri, network, field)
     how = ", what fits of it" if partial else ""
@@ -258,6 +291,7 @@ def _from_recipe(
     origin: str,
     manifests: list[Manifest],
     storage_uri: str,
+    say: Callable[[str], None],
 ) -> Start:
     # The oracle is a task network; no network of the recipe's own starts from it.
     role: Role = "sr" if network == "sr" else "task"
@@ -269,13 +303,13 @@ def _from_recipe(
         uri, digest = _weights(storage.absolute(explicit), role, field)
         return Start(uri, False, explicit, digest)
     first = experiments.prerequisite(experiment, origin)
-    run, _ = _run(first, manifests, storage_uri)
+    run, _ = _run(first, manifests, storage_uri, say)
     run_uri = storage.join(storage_uri, run)
     if not storage.exists(storage.join(run_uri, RESULT)):
         raise ExperimentError(
             f"{experiment.name} starts its {network} network from {first.name}, but {run_uri} is "
-            f"not a finished run: train {first.name} first, with the same --set, --data and "
-            f"--storage options, or name another start by --set {field}=URI"
+            f"not a finished run: train {first.name} first, with the same --set, --seeds, "
+            f"--data and --storage options, or name another start by --set {field}=URI"
         )
     uri, digest = _weights(run_uri, role, field)
     return Start(uri, False, f"the run {run}", digest)

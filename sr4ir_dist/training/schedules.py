@@ -41,6 +41,22 @@ def cosine(step: int, *, base_lr: float, floor: float, periods_in_steps: Sequenc
     return floor
 
 
+def halving(step: int, *, base_lr: float, steps: int, at: Sequence[float]) -> float:
+    """Returns the learning rate of a schedule that halves it at parts of the run.
+
+    Args:
+        step: Completed steps.
+        base_lr: The rate at the start.
+        steps: Length of the run.
+        at: Parts of the run, such as 2/3, after which the rate is halved.
+
+    Raises:
+        ValueError: A negative step.
+    """
+    _check_step(step)
+    return base_lr * 0.5 ** sum(step >= part * steps for part in at)
+
+
 def warmup(step: int, *, base_lr: float, steps: int) -> float:
     """Returns the learning rate of detection's linear warm-up, from base_lr / steps upwards.
 

@@ -180,7 +180,8 @@ class Views:
         Those of a network that learns are of its own forward. Otherwise HR's carry no gradient.
         """
         if network in self._phase.updates:
-            return self._run(view).features
+            features = self._run(view).features
+            return {name: value.to(self._inputs.hr.dtype) for name, value in features.items()}
         setup = self._setup
         module = setup.modules[network]
         with setup.autocast(), torch.set_grad_enabled(view != "hr"):

@@ -17,7 +17,12 @@ import torch.distributed as dist
 from sr4ir_dist import checkpoint, storage
 from sr4ir_dist.metrics.lpips import load_lpips
 from sr4ir_dist.training import state
-from sr4ir_dist.training.build import build_networks, make_setup, open_loader
+from sr4ir_dist.training.build import (
+    build_networks,
+    make_setup,
+    open_loader,
+    settle_random_start,
+)
 from sr4ir_dist.training.evaluate import evaluate
 from sr4ir_dist.training.loop import Hooks, NonFiniteLossError, train
 from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan, load_start
@@ -123,6 +128,8 @@ def _run(job: Job, rank: int, world_size: int) -> dict[str, Any]:
             say(f"{network} network: from {start.told}")
             if start.uri is not None:
                 say(load_start(module, start))
+            elif network == "task":
+                settle_random_start(experiment, module, plan.data, job.cache_dir)
     if saved is not None:
         state.load_networks(modules, saved)
     lpips = load_lpips(plan.lpips) if plan.lpips else None
@@ -141,6 +148,7 @@ def _run(job: Job, rank: int, world_size: int) -> dict[str, Any]:
         hooks = Hooks(
             publish=lambda progress: _publish(setup, plan, progress),
             logged=lambda progress, losses: say(_line(progress, losses, total)),
+            judging=say,
             evaluated=lambda progress: say(f"evaluated: {progress.history[-1]}"),
         )
         progress = train(setup, training, validation, progress, hooks, log_every=job.log_every)

@@ -11,9 +11,10 @@ import torch
 from tiny_runs import tiny_experiment, tiny_setup
 from torch import nn
 
-from sr4ir_dist import checkpoint
+from sr4ir_dist import checkpoint, experiments
 from sr4ir_dist.degradation import degrade
 from sr4ir_dist.metrics.psnr import PSNR
+from sr4ir_dist.overrides import override
 from sr4ir_dist.training import state
 from sr4ir_dist.training.build import build_networks, make_setup, open_loader
 from sr4ir_dist.training.evaluate import evaluate
@@ -244,6 +245,34 @@ def test_logged_losses_are_means_over_the_steps_since_the_last_line(drawn):
             assert line["lr_sr"] == steps[-1]["lr_sr"]
 
 
+def test_a_recipe_without_phases_only_judges_and_publishes(drawn, scratch):
+    experiment = short_experiment("h2t-on-s", "warmup_epochs=0")
+    setup = tiny_setup(experiment, engine="deepspeed")
+    before = {
+        name: value.clone()
+        for role in ("sr", "task")
+        for name, value in setup.modules[role].state_dict(prefix=role).items()
+    }
+    published = []
+
+    def publish(progress):
+        files = state.snapshot(setup, progress)
+        published.append(checkpoint.publish(scratch, progress.step, files))
+
+    end = run(setup, drawn, Progress(), publish)
+    assert setup.engines == {}
+    assert (end.step, len(end.history), len(published)) == (0, 1, 1)
+    assert end.history[0].keys() == {"epoch", "step", "psnr", "ssim", "top1", "images"}
+    assert end.history[0]["images"] == VAL
+    saved = checkpoint.load(published[0])
+    for role in ("sr", "task"):
+        for name, value in saved.tensors(f"{role}.safetensors").items():
+            assert torch.equal(value, before[role + name]), name
+    # Started again, it has nothing left to do.
+    assert run(setup, drawn, end, publish) == end
+    assert len(published) == 1
+
+
 def published_rate(t, base, floor, boundaries):
     """The published schedule after t steps; a boundary belongs to the period that it ends."""
     start, end = next((a, b) for a, b in zip((0, *boundaries), boundaries, strict=False) if t <= b)
@@ -283,3 +312,30 @@ def test_learning_rates_by_recipe_and_warm_up(recipe, warmup, boundaries):
         assert rates["task"] == pytest.approx(
             [published_rate(t, 3e-2, 1e-4, boundaries)], rel=1e-12
         )
+
+
+def test_detections_rates_rise_for_an_epoch_before_their_cosine():
+    steps = 10
+
+    def rates(recipe):
+        name = f"drawn_det/{'edsr-x4/' if recipe == 'sr4ir' else ''}{recipe}"
+        settings = ["epochs=30", f"warmup_epochs={3 * (recipe == 'sr4ir')}", "task.classes=8"]
+        setup = tiny_setup(override(experiments.make(name), settings), engine="plain")
+        return [learning_rates(setup, t, steps)["task"][0] for t in range(30 * steps + 1)]
+
+    base, floor = 2e-2, 1e-4
+    for recipe, boundaries in (("sr4ir", (20, 290)), ("h2t", (300,))):
+        found = rates(recipe)
+        rise = [base * (1 / steps + (1 - 1 / steps) * t / steps) for t in range(steps)]
+        rest = [published_rate(t, base, floor, boundaries) for t in range(29 * steps + 1)]
+        assert found == pytest.approx([*rise, *rest], rel=1e-12)
+    # One cosine of 30 epochs, of which the run sees 29.
+    assert found[-2] > 1.5 * floor
+
+
+def test_the_auxiliary_head_has_a_rate_of_its_own_down_to_the_same_floor():
+    experiment = override(experiments.make("drawn_seg/h2t"), ["epochs=3", "task.classes=8"])
+    setup = tiny_setup(experiment, engine="plain")
+    for t in range(31):
+        expected = [published_rate(t, base, 1e-4, (30,)) for base in (2e-2, 2e-1)]
+        assert learning_rates(setup, t, 10)["task"] == pytest.approx(expected, rel=1e-12)

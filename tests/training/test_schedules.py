@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from sr4ir_dist.training.schedules import cosine, learning_rate, warmup
+from sr4ir_dist.training.schedules import cosine, halving, learning_rate, warmup
 
 RATES = {"base_lr": 3e-2, "floor": 1e-4}
 
@@ -57,3 +57,10 @@ def test_refuses() -> None:
         warmup(-1, base_lr=1.0, steps=5)
     with pytest.raises(ValueError, match="warmup_steps is -1"):
         learning_rate(0, **RATES, periods_in_steps=[10], warmup_steps=-1)
+
+
+def test_halvings_come_at_their_parts_of_the_run():
+    rates = [halving(t, base_lr=8e-4, steps=100, at=(0.5, 0.8, 0.95)) for t in (0, 49, 50, 80, 99)]
+    assert rates == pytest.approx([8e-4, 8e-4, 4e-4, 2e-4, 1e-4])
+    with pytest.raises(ValueError, match="step is -1"):
+        halving(-1, base_lr=1.0, steps=10, at=(0.5,))

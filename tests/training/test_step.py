@@ -217,6 +217,13 @@ def test_joint_tdp_reaches_the_task_network_through_sr_and_hr_features():
             assert found[name].any(), name
 
 
+def test_features_of_a_network_that_learns_are_compared_in_float32_under_bf16():
+    setup = tiny_setup(tiny_experiment("joint-tdp", "precision=bf16"), engine="plain")
+    inputs = make_inputs(setup, drawn_batch(0, 3), epoch=1)
+    views = Views(setup, setup.recipe.phases[0], inputs)
+    assert views.features("sr", "task")["l4"].dtype == torch.float32
+
+
 def test_running_statistics_see_phase_2_alone_and_each_of_its_images():
     setup = tiny_setup(tiny_experiment("sr4ir"), engine="plain")
     step(setup)

@@ -14,9 +14,6 @@ from sr4ir_dist import storage
 from sr4ir_dist.data.convert.source import TALLY, ImageFile, Row, read_image_file
 from sr4ir_dist.data.schema import VOID, DatasetError, clip_boxes
 
-MIN_SIDE = 8
-"""Pixels. A side below the largest scale would be less than one LR pixel."""
-
 
 def read_annotated_image(uri: str, name: str) -> Row:
     """The row of an image, without its annotation yet.
@@ -28,13 +25,7 @@ def read_annotated_image(uri: str, name: str) -> Row:
     Raises:
         DatasetError: the file is missing, does not decode or is too small; names it.
     """
-    row = read_image_file(ImageFile(uri, name))
-    if min(row["height"], row["width"]) < MIN_SIDE:
-        raise DatasetError(
-            f"{uri}: image of {row['height']}x{row['width']} pixels, expected {MIN_SIDE} or more "
-            "a side"
-        )
-    return row
+    return read_image_file(ImageFile(uri, name))
 
 
 def read_class_numbers(uri: str) -> NDArray[np.uint8]:

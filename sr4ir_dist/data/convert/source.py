@@ -9,6 +9,8 @@ from sr4ir_dist import storage
 from sr4ir_dist.data.schema import DatasetError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+MIN_SIDE = 8
+"""Images with a smaller side are bad: the largest scale would leave nothing of them."""
 Row = dict[str, Any]
 TALLY = "tally"
 """A key that a row may have beside its columns: how often something was found in it that a user
@@ -111,7 +113,7 @@ def read_image_file(item: ImageFile) -> Row:
     """The row of an image file: its bytes as they are, its decoded size, its label if it has one.
 
     Raises:
-        DatasetError: the file is missing or does not decode; names it.
+        DatasetError: the file is missing, does not decode or is too small; names it.
     """
     # Here, because torch takes seconds to import: a job's --help and refusals come without it.
     from sr4ir_dist.data.transforms import decode
@@ -124,6 +126,10 @@ def read_image_file(item: ImageFile) -> Row:
     except ValueError as error:
         # Without the address in memory that Pillow's message ends in.
         raise DatasetError(f"{item.uri}: {str(error).split(' <')[0]}") from error
+    if min(height, width) < MIN_SIDE:
+        raise DatasetError(
+            f"{item.uri}: image of {height}x{width} pixels, expected {MIN_SIDE} or more a side"
+        )
     row: Row = {"id": item.id, "image": data, "height": height, "width": width}
     return row if item.label is None else {**row, "label": item.label}
 

@@ -16,9 +16,10 @@ def open_sr_folder(root: str, val_count: int | None = None) -> Source:
     """Open a folder of images, at any depth.
 
     Args:
-        root: the folder. With sub-folders ``train`` and ``val`` these are the splits. Otherwise
-            evenly spaced images, in the order of their names, are held out as ``val`` and all
-            others are ``train``.
+        root: the folder. With sub-folders ``train`` and ``val``, or DIV2K's ``..._train_HR`` and
+            ``..._valid_HR``, these are the splits and all else is left out. Otherwise evenly
+            spaced images, in the order of their names, are held out as ``val`` and all others are
+            ``train``.
         val_count: how many to hold out; a tenth, and at least one, by default. Not allowed when
             the folder has its own split.
 
@@ -28,14 +29,19 @@ def open_sr_folder(root: str, val_count: int | None = None) -> Source:
     Raises:
         DatasetError: no images, too few to hold some out, or ``val_count`` does not fit.
     """
-    names = storage.list_names(root)
-    if "train" in names and "val" in names:
+    folders = _split_folders(storage.list_names(root))
+    if folders:
         if val_count is not None:
-            raise DatasetError(f"--val-count {val_count}: {root} has its own val folder")
-        listed = {split: list_images(storage.join(root, split)) for split in ("train", "val")}
-        paths = {split: [f"{split}/{path}" for path in listed[split][0]] for split in listed}
+            raise DatasetError(
+                f"--val-count {val_count}: {root} has its own {folders['val']} folder"
+            )
+        listed = {split: list_images(storage.join(root, name)) for split, name in folders.items()}
+        paths = {
+            split: [f"{name}/{path}" for path in listed[split][0]]
+            for split, name in folders.items()
+        }
         left_out = sum(count for _, count in listed.values())
-        note = "splits are the folders train and val"
+        note = f"splits are the folders {folders['train']} and {folders['val']}, others left out"
     else:
         everything, left_out = list_images(root)
         paths = _hold_out(root, everything, val_count)
@@ -49,6 +55,16 @@ def open_sr_folder(root: str, val_count: int | None = None) -> Source:
     }
     facts = {"layout": "sr-folder", "root": root}
     return file_source((), files, facts, (note, *left_out_notes(left_out)))
+
+
+def _split_folders(names: list[str]) -> dict[str, str]:
+    """Which folder is which split, where the folders themselves say so."""
+    if "train" in names and "val" in names:
+        return {"train": "train", "val": "val"}
+    train, val = (
+        [name for name in names if name.endswith(end)] for end in ("_train_HR", "_valid_HR")
+    )
+    return {"train": train[0], "val": val[0]} if len(train) == len(val) == 1 else {}
 
 
 def _hold_out(root: str, paths: list[str], val_count: int | None) -> dict[str, list[str]]:
