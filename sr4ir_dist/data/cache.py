@@ -179,8 +179,9 @@ class ShardCache:
             fetched = incoming / path.name
             storage.download(self._uri(shard), fetched)
             verify_shard(fetched, self._shards[shard], self._starts[shard])
+            # Before it can be seen: from then on another process may remove it.
+            found = fetched.stat()
             os.replace(fetched, path)
-            found = path.stat()
             _checked.add((str(path), path.stem, found.st_size, found.st_mtime_ns))
         finally:
             shutil.rmtree(incoming, ignore_errors=True)

@@ -351,7 +351,7 @@ def test_a_joint_phase_equals_one_graph_through_both_networks():
         loss = (image - inputs.hr).abs().mean() + F.cross_entropy(outputs, inputs.targets)
         loss.backward()
         for role, optimizer in optimizers.items():
-            optimizer.param_groups[0]["lr"] = RATES[role]
+            (optimizer.param_groups[0]["lr"],) = RATES[role]
             optimizer.step()
             optimizer.zero_grad()
     for role, module in setup.modules.items():
