@@ -21,16 +21,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-golden", action="store_true", help="store the golden losses anew")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps what shares costly fixtures in one process: a Ray cluster, ranks, a file's own."""
-    root = Path(__file__).parent
-    for item in items:
-        place = item.path.relative_to(root)
-        shared = place.parts[0] in ("cluster", "training")
-        item.add_marker(pytest.mark.xdist_group(place.parts[0] if shared else str(place)))
-
-
 def _folder(request: pytest.FixtureRequest, option: str) -> Path:
     value = request.config.getoption(option)
     if not value:
