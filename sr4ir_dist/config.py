@@ -6,7 +6,6 @@ change between two halves of a run without changing what is computed.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,8 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sr4ir_dist.suggestions import did_you_mean
 
 Role = Literal["sr", "task"]
 Network = Literal["sr", "task", "oracle", "vgg"]
@@ -377,10 +378,8 @@ def unknown_field(path: str, known: Mapping[str, Any]) -> str:
     """The message for a field that is not there, with the nearest that is."""
     settable = [name for name in known if name not in NAMED]
     last = path.rpartition(".")[2]
-    nearest = difflib.get_close_matches(path, settable, n=1, cutoff=0.5) or [
-        name for name in settable if name.rpartition(".")[2] == last
-    ]
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    alike = [name for name in settable if name.rpartition(".")[2] == last]
+    hint = did_you_mean(path, alike, cutoff=0) or did_you_mean(path, settable, cutoff=0.5)
     return f"unknown key {path!r}{hint} (--show lists every key)"
 
 

@@ -8,7 +8,6 @@ scale is Table S5's blur before the degradation.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 from sr4ir_dist import recipes
 from sr4ir_dist.config import Experiment, ExperimentError, from_tree
+from sr4ir_dist.suggestions import did_you_mean
 
 IMAGENET = "IMAGENET1K_V1"
 DIV2K = "DIV2K"
@@ -178,8 +178,7 @@ def make(name: str) -> Experiment:
         ExperimentError: no such experiment; the nearest name is given.
     """
     if name not in _known():
-        near = difflib.get_close_matches(name, _known(), n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, _known(), cutoff=0.3)
         raise ExperimentError(f"unknown experiment {name!r}{hint} (--list shows all)")
     key, *middle, recipe_name = name.split("/")
     data, recipe = DATA[key], recipes.RECIPES[recipe_name]

@@ -11,12 +11,12 @@ open is decided in each recipe's `choices`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from sr4ir_dist.config import ExperimentError, Network, Role
+from sr4ir_dist.suggestions import did_you_mean
 
 View = Literal["hr", "lr_up", "sr", "cqmix"]
 Loss = Literal["pixel", "tdp", "perceptual", "task", "adversarial", "real_fake"]
@@ -343,7 +343,6 @@ def get(name: str) -> Recipe:
         ExperimentError: no such recipe; the nearest name is given.
     """
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, RECIPES)
         raise ExperimentError(f"unknown recipe {name!r}{hint}; allowed: {', '.join(RECIPES)}")
     return RECIPES[name]

@@ -30,6 +30,7 @@ ROOMS = (
         "config",
         "overrides",
         "storage",
+        "suggestions",
     },
 )
 # Imports that no code of the room may have, at any depth of a function.

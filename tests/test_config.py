@@ -154,9 +154,10 @@ def test_values_are_json_and_anything_else_is_a_string(experiment):
 @pytest.mark.parametrize(
     ("assignment", "messages"),
     [
-        ("epoch=3", ["unknown key 'epoch'", "did you mean 'epochs'?"]),
+        ("epoch=3", ["unknown key 'epoch'", "did you mean 'epochs' or 'warmup_epochs'?"]),
         ("optimizers.task.learning_rate=1", ["'optimizers.task.learning_rate'", "did you mean"]),
-        ("optimizer.sr.lr=1", ["did you mean 'optimizers.sr.lr'?"]),
+        ("optimizer.sr.lr=1", ["did you mean 'optimizers.sr.lr' or 'optimizers.task.lr'?"]),
+        ("lr=1", ["did you mean 'optimizers.sr.lr' or 'optimizers.task.lr'?"]),
         ("momentum=1", ["did you mean 'optimizers.task.momentum'?"]),
         ("name=other", ["name=other", "part of the experiment's name"]),
         ("recipe=s2t", ["recipe=s2t", "part of the experiment's name"]),
@@ -220,7 +221,10 @@ def test_files_that_are_no_experiment_are_refused(experiment):
         (b"\xff\xfe", "not valid JSON"),
         ("[]", "should be an object"),
         ("{}", "recipe"),
-        (json.dumps(tree | {"epochz": 3}), "unknown key 'epochz'; did you mean 'epochs'?"),
+        (
+            json.dumps(tree | {"epochz": 3}),
+            "unknown key 'epochz'; did you mean 'epochs' or 'warmup_epochs'?",
+        ),
         (json.dumps(tree | {"zero": {"sr": 9}}), "zero.sr=9"),
         (json.dumps(tree | {"scale": 3}), "scale=3: .*2, 4 or 8"),
     ):

@@ -152,12 +152,15 @@ def test_settings_that_only_judge_what_is_not_judged_tell_no_runs_apart():
         ("cub200/edsr-x3/sr4ir", "cub200/edsr-x"),
         ("drawn_cls/edsr-x4/h2t", "drawn_cls/edsr-x4/"),
         ("cub20/h2t", "cub200/h2t"),
+        ("drawn_cls/edsr-x4/sr4it", "drawn_cls/edsr-x4/sr4ir'"),
     ],
 )
 def test_an_unknown_name_is_answered_by_the_nearest(name, nearest):
     with pytest.raises(ExperimentError, match=re.escape(f"unknown experiment '{name}'")) as caught:
         experiments.make(name)
-    assert f"did you mean '{nearest}" in str(caught.value)
+    offered = str(caught.value).partition("; did you mean ")[2]
+    assert f"'{nearest}" in offered
+    assert offered.count("'") <= 6
 
 
 def test_an_unknown_recipe_is_answered_by_the_nearest():
