@@ -11,21 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from sr4ir_dist import storage
-from sr4ir_dist.data.convert.source import TALLY, ImageFile, Row, read_image_file
+from sr4ir_dist.data.convert.source import TALLY, Row
 from sr4ir_dist.data.schema import VOID, DatasetError, clip_boxes
-
-
-def read_annotated_image(uri: str, name: str) -> Row:
-    """The row of an image, without its annotation yet.
-
-    Args:
-        uri: the image's file.
-        name: the sample's id.
-
-    Raises:
-        DatasetError: the file is missing, does not decode or is too small; names it.
-    """
-    return read_image_file(ImageFile(uri, name))
 
 
 def read_class_numbers(uri: str) -> NDArray[np.uint8]:
@@ -55,7 +42,7 @@ def with_mask(row: Row, mask: NDArray[np.uint8], classes: int, where: str) -> Ro
     """A row with its mask.
 
     Args:
-        row: of ``read_annotated_image``.
+        row: of ``read_image_file``.
         mask: H,W: 0 background, 1 to ``classes``, 255 void.
         classes: how many classes there are besides the background.
         where: the mask's file, for messages.
@@ -86,7 +73,7 @@ def with_boxes(
     """A row with its boxes, cut to the image; what is left of none is dropped and counted.
 
     Args:
-        row: of ``read_annotated_image``.
+        row: of ``read_image_file``.
         boxes: n x 4: x0, y0, x1, y1 in pixels.
         labels: each box's class, from 0.
         crowd: whether each box is around many objects.

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from sr4ir_dist import storage
-from sr4ir_dist.data.convert.annotated import read_annotated_image, with_boxes, with_mask
-from sr4ir_dist.data.convert.source import Converter, Row, Source
+from sr4ir_dist.data.convert.annotated import with_boxes, with_mask
+from sr4ir_dist.data.convert.source import Converter, ImageFile, Row, Source, read_image_file
 from sr4ir_dist.data.schema import VOID, DatasetError
 
 _SPLITS = ("train", "val")
@@ -186,7 +186,7 @@ def _load(json: str, images: str, unused: str) -> _Annotations:
 
 
 def _read_image(sample: _Sample) -> Row:
-    row = read_annotated_image(sample.uri, sample.name)
+    row = read_image_file(ImageFile(sample.uri, sample.name))
     if (row["height"], row["width"]) != (sample.height, sample.width):
         raise DatasetError(
             f"{sample.uri}: image of {row['height']}x{row['width']} pixels, but {sample.json} says "

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from sr4ir_dist import storage
-from sr4ir_dist.data.convert.annotated import (
-    read_annotated_image,
-    read_class_numbers,
-    with_boxes,
-    with_mask,
+from sr4ir_dist.data.convert.annotated import read_class_numbers, with_boxes, with_mask
+from sr4ir_dist.data.convert.source import (
+    TALLY,
+    Converter,
+    ImageFile,
+    Row,
+    Source,
+    read_image_file,
 )
-from sr4ir_dist.data.convert.source import TALLY, Converter, Row, Source
 from sr4ir_dist.data.schema import DatasetError
 
 # In alphabetical order, which is that of the masks' palette: 1 is aeroplane.
@@ -32,6 +34,10 @@ class _Sample:
 
     folder: str
     name: str
+
+    @property
+    def image(self) -> ImageFile:
+        return ImageFile(self.uri("JPEGImages", ".jpg"), self.name)
 
     def uri(self, kind: str, suffix: str) -> str:
         return storage.join(self.folder, kind, self.name + suffix)
@@ -126,13 +132,13 @@ def _names(uri: str) -> list[str]:
 
 
 def _read_seg(sample: _Sample) -> Row:
-    row = read_annotated_image(sample.uri("JPEGImages", ".jpg"), sample.name)
+    row = read_image_file(sample.image)
     uri = sample.uri("SegmentationClass", ".png")
     return with_mask(row, read_class_numbers(uri), len(CLASS_NAMES), uri)
 
 
 def _read_det(sample: _Sample) -> Row:
-    row = read_annotated_image(sample.uri("JPEGImages", ".jpg"), sample.name)
+    row = read_image_file(sample.image)
     uri = sample.uri("Annotations", ".xml")
     try:
         # Direct children only, throughout: a person's parts have names and boxes of their own.
