@@ -3,7 +3,7 @@
 from pathlib import PurePosixPath
 
 from sr4ir_dist import storage
-from sr4ir_dist.data.convert.source import Converter, ImageFile, Source, file_source
+from sr4ir_dist.data.convert.source import Converter, ImageFile, Source, file_source, read_lines
 from sr4ir_dist.data.schema import DatasetError
 
 
@@ -65,13 +65,8 @@ def open_cub200(root: str) -> Source:
 def _table(root: str, name: str) -> dict[str, str]:
     """The lines ``key value`` of a list; values may hold blanks."""
     uri = storage.join(root, name)
-    try:
-        lines = storage.read_bytes(uri).decode().splitlines()
-    except storage.MissingError as error:
-        raise DatasetError(f"{uri}: not found; --root must be the CUB_200_2011 folder") from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{uri}: not a text file: {error}") from error
     table: dict[str, str] = {}
+    lines = read_lines(uri, "--root must be the CUB_200_2011 folder")
     for number, line in enumerate(lines, 1):
         key, _, value = line.strip().partition(" ")
         if not key:

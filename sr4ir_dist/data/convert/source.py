@@ -134,6 +134,24 @@ def read_image_file(item: ImageFile) -> Row:
     return row if item.label is None else {**row, "label": item.label}
 
 
+def read_lines(uri: str, missing: str) -> list[str]:
+    """The lines of a list that belongs to a source.
+
+    Args:
+        uri: the list's file.
+        missing: what to tell a user who has no such file.
+
+    Raises:
+        DatasetError: the file is not there, or holds no text.
+    """
+    try:
+        return storage.read_bytes(uri).decode().splitlines()
+    except storage.MissingError as error:
+        raise DatasetError(f"{uri}: not found; {missing}") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{uri}: not a text file: {error}") from error
+
+
 def list_images(root: str) -> tuple[list[str], int]:
     """The image files below a folder.
 

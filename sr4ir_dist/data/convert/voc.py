@@ -15,6 +15,7 @@ from sr4ir_dist.data.convert.source import (
     Row,
     Source,
     read_image_file,
+    read_lines,
 )
 from sr4ir_dist.data.schema import DatasetError
 
@@ -113,12 +114,7 @@ def _year_folder(root: str) -> tuple[str, tuple[str, ...]]:
 
 def _names(uri: str) -> list[str]:
     """The samples' names in a list; a second column, as in the lists of a class, is left out."""
-    try:
-        lines = storage.read_bytes(uri).decode().splitlines()
-    except storage.MissingError as error:
-        raise DatasetError(f"{uri}: not found; VOC's lists must be there") from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{uri}: not a text file: {error}") from error
+    lines = read_lines(uri, "VOC's lists must be there")
     names = [line.split()[0] for line in lines if line.strip()]
     if not names:
         raise DatasetError(f"{uri}: no image in it")
