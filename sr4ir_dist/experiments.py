@@ -63,9 +63,13 @@ _CLASSIFICATION: dict[str, Any] = {
     "task": {"weights": IMAGENET},
     "evaluation": {"lpips": IMAGENET},
 }
-_SEGMENTATION: dict[str, Any] = {
-    "epochs": 100,
+_DENSE: dict[str, Any] = {
     "batch_size": 16,
+    "cqmix": {"grid": 8},
+    "evaluation": {"every_epochs": 5, "batch_size": 16, "lpips": IMAGENET},
+}
+_SEGMENTATION: dict[str, Any] = _DENSE | {
+    "epochs": 100,
     "data": {"resize": 520, "crop": 480, "center_crop": False},
     "task": {
         "name": "segmentation",
@@ -73,14 +77,11 @@ _SEGMENTATION: dict[str, Any] = {
         "weights": IMAGENET,
     },
     "optimizers": {"task": {"lr": 2e-2, "weight_decay": 1e-6}},
-    "cqmix": {"grid": 8},
-    "evaluation": {"every_epochs": 5, "batch_size": 16, "lpips": IMAGENET},
 }
-_DETECTION: dict[str, Any] = {
+_DETECTION: dict[str, Any] = _DENSE | {
     "seed": 100,
     "epochs": 30,
     "lr_warmup_epochs": 1,
-    "batch_size": 16,
     "data": {"transform": "flip"},
     "task": {
         "name": "detection",
@@ -88,8 +89,6 @@ _DETECTION: dict[str, Any] = {
         "weights": IMAGENET,
     },
     "optimizers": {"task": {"lr": 2e-2, "weight_decay": 1e-4}},
-    "cqmix": {"grid": 8},
-    "evaluation": {"every_epochs": 5, "batch_size": 16, "lpips": IMAGENET},
 }
 _DRAWN: dict[str, Any] = {
     "epochs": 20,
