@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sr4ir_dist.degradation import crop_back, degrade, enlarge_bilinear, pad_to, pad_to_multiple
 from sr4ir_dist.losses.tdp import tdp
-from sr4ir_dist.metrics import PSNR, TopK
+from sr4ir_dist.metrics.psnr import PSNR
+from sr4ir_dist.metrics.topk import TopK
 from sr4ir_dist.training.schedules import learning_rate
 
 

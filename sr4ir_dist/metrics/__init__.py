@@ -6,16 +6,9 @@ whole state, so ranks combine theirs by one all-reduce; COCO's mAP keeps every d
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol, Self
 
 import torch
-
-from sr4ir_dist.metrics.coco import COCOmAP
-from sr4ir_dist.metrics.miou import MIoU
-from sr4ir_dist.metrics.psnr import PSNR
-from sr4ir_dist.metrics.ssim import SSIM
-from sr4ir_dist.metrics.topk import TopK
 
 
 class Metric(Protocol):
@@ -44,13 +37,3 @@ class Metric(Protocol):
     def details(self) -> dict[str, float]:
         """Returns further figures by name."""
         ...
-
-
-METRICS: dict[str, Callable[..., Metric]] = {
-    "psnr": PSNR,
-    "ssim": SSIM,
-    "topk": TopK,
-    "miou": MIoU,
-    "map": COCOmAP,
-}
-"""Name -> builder(**settings)."""

@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from sr4ir_dist.metrics import COCOmAP
+from sr4ir_dist.metrics.coco import COCOmAP
 
 
 def found(boxes: list[list[float]], labels: list[int], scores: list[float]) -> dict[str, Tensor]:

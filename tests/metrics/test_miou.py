@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sr4ir_dist.metrics import MIoU
+from sr4ir_dist.metrics.miou import MIoU
 
 
 def logits_of(predicted: Tensor, classes: int) -> Tensor:

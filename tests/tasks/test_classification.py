@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sr4ir_dist.metrics import TopK
+from sr4ir_dist.metrics.topk import TopK
 from sr4ir_dist.tasks.classification import Classification
 
 
