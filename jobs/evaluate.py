@@ -14,13 +14,14 @@ from sr4ir_dist.cli import (
     JsonFile,
     Settings,
     console,
-    notices,
+    make_app,
     result_table,
+    say,
     user_errors,
     write_result,
 )
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = make_app()
 
 
 @app.command()
@@ -58,10 +59,8 @@ def main(
             split=split,
             settings=settings or [],
             storage_uri=storage_uri,
-            say=lambda text: notices.print(text, markup=False, soft_wrap=True),
+            say=say,
         )
-        for note in request.notes:
-            notices.print(f"note: {note}", markup=False, soft_wrap=True)
         launch.connect(address)
         resources = launch.Resources(workers, cpus, gpu)
         figures = launch.evaluate(request, resources, storage_uri=storage_uri, cache_dir=cache_dir)

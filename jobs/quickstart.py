@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from sr4ir_dist.cli import JsonFile, console, user_errors, write_result
+from sr4ir_dist.cli import JsonFile, console, make_app, user_errors, write_result
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = make_app()
 
 
 @app.command()

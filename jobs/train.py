@@ -17,16 +17,17 @@ from sr4ir_dist.cli import (
     JsonFile,
     Settings,
     console,
-    notices,
+    make_app,
     refuse_job_folder,
     result_table,
+    say,
     user_errors,
     write_result,
 )
 from sr4ir_dist.config import Experiment, ExperimentError, from_json
 from sr4ir_dist.overrides import override
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = make_app()
 
 
 @app.command()
@@ -91,7 +92,7 @@ def main(
     with user_errors(launch.TrainingError):
         refuse_job_folder(storage_uri)
         chosen = [experiment] if seeds is None else _with_seeds(experiment, seeds)
-        plans = [make_plan(each, data=data, storage_uri=storage_uri, say=_say) for each in chosen]
+        plans = [make_plan(each, data=data, storage_uri=storage_uri, say=say) for each in chosen]
         resources = launch.Resources(workers, cpus, gpu, max_failures)
         results = []
         for plan in plans:
@@ -99,7 +100,7 @@ def main(
             if result is None:
                 console.print(f"run [bold]{plan.run}[/] in {plan.run_uri}", highlight=False)
                 for note in plan.notes:
-                    _say(f"note: {note}")
+                    say(f"note: {note}")
                 launch.connect(address)
                 result = launch.train(plan, resources, log_every=log_every, cache_dir=cache_dir)
             else:
@@ -112,10 +113,6 @@ def main(
             figures = over_seeds(results)
             console.print(_spread(experiment.name, [each.seed for each in chosen], figures))
             write_result(json_file, {"runs": results, "metrics": figures})
-
-
-def _say(text: str) -> None:
-    notices.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _with_seeds(experiment: Experiment, seeds: str) -> list[Experiment]:

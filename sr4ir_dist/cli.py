@@ -36,6 +36,18 @@ JsonFile = Annotated[
 ]
 
 
+def make_app() -> typer.Typer:
+    """A job's command line, with help in Markdown and plain tracebacks."""
+    return typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+    )
+
+
+def say(text: str) -> None:
+    """Tell people what happens, on stderr: a line as it is, however long."""
+    notices.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Print an error that the user can mend as one line on stderr, and exit with code 1.
@@ -48,7 +60,7 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except (ValueError, *kinds) as error:
-        notices.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        say(f"error: {error}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         notices.print("interrupted: the same command again continues or starts anew")
