@@ -207,11 +207,14 @@ def test_a_network_that_the_experiment_lacks_cannot_be_set():
         override(experiments.make("drawn_cls/h2t"), ["sr.blocks=3"])
 
 
-@pytest.mark.parametrize("name", experiments.names())
-def test_json_round_trip(name):
-    experiment = experiments.make(name)
-    assert experiment.name == name
-    assert from_json(experiment.model_dump_json(indent=2)) == experiment
+def test_json_round_trip():
+    def comes_back(name):
+        experiment = experiments.make(name)
+        same = from_json(experiment.model_dump_json(indent=2)) == experiment
+        return same and experiment.name == name
+
+    # In one test: a case of pytest takes longer than the round trip of a name.
+    assert [name for name in experiments.names() if not comes_back(name)] == []
 
 
 def test_files_that_are_no_experiment_are_refused(experiment):
