@@ -22,8 +22,9 @@ help:  ## show this list
 quickstart: $(INSTALLED) $(OPERATOR)  ## set up, train SR4IR on a small drawn dataset, show the result
 	$(PY) jobs/quickstart.py $(QUICKSTART_ARGS)
 
+# Two processes, and a file's tests in one of them: what is costly to start is shared by a file.
 test: $(INSTALLED) $(OPERATOR)  ## set up, run the tests
-	$(PY) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## style, formatting, types, spelling
 	$(VENV)/bin/ruff check .
