@@ -4,9 +4,11 @@ A URI is ``s3://bucket/key``, ``file:///path`` or a plain path. S3 is reached wi
 the AWS environment (``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, ``AWS_REGION`` or
 ``AWS_DEFAULT_REGION``, ``AWS_PROFILE``, the usual credential chain), so any S3-compatible store
 works. Whatever is written appears whole or not at all.
+
+What fails because of the server or the network (503, 500, a connection that is cut, silent for
+`SR4IR_S3_TIMEOUT_S` seconds or ends early) is tried again, see `faults.PATIENCE`.
 """
 
-import atexit
 import json
 import os
 import re
@@ -16,39 +18,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow import fs as pafs
+
+from sr4ir_dist import s3
+from sr4ir_dist.faults import MissingError as MissingError
+from sr4ir_dist.faults import PassingError, StorageError, named, retried
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
 # S3 stores advise ranges of 8 to 16 MB: one ranged request a read.
 _CHUNK = 16 << 20
 _TEMPORARY = re.compile(r"^\..*\.[0-9a-f]{32}\.tmp$")
-# What a worker on another node needs in order to reach the same bucket; never keys or tokens.
-_WORKER_VARIABLES = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_PROFILE",
-    "AWS_EC2_METADATA_DISABLED",
-    "AWS_REQUEST_CHECKSUM_CALCULATION",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION",
-)
-# A filesystem fixes its settings when it is made, so other settings need another one.
-_IDENTITY_VARIABLES = (*_WORKER_VARIABLES, "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN")
-_filesystems: dict[tuple[str | int | None, ...], pafs.S3FileSystem] = {}
-# An S3 client that outlives the interpreter's shutdown has been seen to hang it.
-atexit.register(_filesystems.clear)
-
-
-class StorageError(ValueError):
-    """Storage could not do what was asked; the message names the URI and the reason."""
-
-
-class MissingError(StorageError):
-    """There is nothing at the URI."""
 
 
 def is_local(uri: str | os.PathLike[str]) -> bool:
@@ -104,9 +86,10 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
         StorageError: the scheme is unknown, the bucket is missing, or the AWS settings are broken.
     """
     scheme, path = _split(uri)
-    return (pafs.LocalFileSystem(), path) if scheme == "file" else (_s3_filesystem(), path)
+    return (pafs.LocalFileSystem() if scheme == "file" else s3.filesystem()), path
 
 
+@retried
 def exists(uri: str | os.PathLike[str]) -> bool:
     """Whether there is a file or a folder at the URI.
 
@@ -114,10 +97,10 @@ def exists(uri: str | os.PathLike[str]) -> bool:
         StorageError: the storage did not answer.
     """
     system, path = filesystem(uri)
-    with _errors(uri):
-        return system.get_file_info(path).type != pafs.FileType.NotFound
+    return system.get_file_info(path).type != pafs.FileType.NotFound
 
 
+@retried
 def read_bytes(uri: str | os.PathLike[str]) -> bytes:
     """The whole content of a file.
 
@@ -125,9 +108,8 @@ def read_bytes(uri: str | os.PathLike[str]) -> bytes:
         MissingError: there is no such file.
         StorageError: it cannot be read.
     """
-    system, path = filesystem(uri)
-    with _errors(uri), system.open_input_file(path) as stream:
-        return stream.readall()
+    with _opened(uri) as source:
+        return source.readall()
 
 
 def write_bytes(uri: str | os.PathLike[str], data: bytes) -> None:
@@ -139,7 +121,7 @@ def write_bytes(uri: str | os.PathLike[str], data: bytes) -> None:
         StorageError: it cannot be written.
     """
     if is_local(uri):
-        with _errors(uri), _published(local_path(uri)) as temporary:
+        with named(uri), _published(local_path(uri)) as temporary:
             temporary.write_bytes(data)
     else:
         _put(uri, pa.py_buffer(data))
@@ -175,14 +157,15 @@ def upload(path: Path, uri: str | os.PathLike[str]) -> None:
         StorageError: the file is missing or the URI cannot be written.
     """
     if is_local(uri):
-        with _errors(uri), _published(local_path(uri)) as temporary:
+        with named(uri), _published(local_path(uri)) as temporary:
             shutil.copyfile(path, temporary)
         return
-    with _errors(path), pa.memory_map(os.fspath(path)) as source:
+    with named(path), pa.memory_map(os.fspath(path)) as source:
         content = source.read_buffer()
     _put(uri, content)
 
 
+@retried
 def download(uri: str | os.PathLike[str], path: Path) -> None:
     """Copy a file to a local path; it appears there whole or not at all.
 
@@ -190,8 +173,7 @@ def download(uri: str | os.PathLike[str], path: Path) -> None:
         MissingError: there is no such file.
         StorageError: it cannot be read, ended early, or the path cannot be written.
     """
-    system, source_path = filesystem(uri)
-    with _errors(uri), system.open_input_file(source_path) as source, _published(path) as temporary:
+    with _opened(uri) as source, _published(path) as temporary:
         size = source.size()
         with temporary.open("wb") as sink:
             while chunk := source.read_buffer(_CHUNK):
@@ -200,6 +182,7 @@ def download(uri: str | os.PathLike[str], path: Path) -> None:
                 raise OSError(f"{sink.tell()} of {size} bytes arrived")
 
 
+@retried
 def list_names(uri: str | os.PathLike[str]) -> list[str]:
     """The sorted names of the files and folders directly below a URI.
 
@@ -211,11 +194,11 @@ def list_names(uri: str | os.PathLike[str]) -> list[str]:
         StorageError: the storage did not answer, or the URI is a file.
     """
     system, path = filesystem(uri)
-    with _errors(uri):
-        found = system.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    found = system.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in found if not _TEMPORARY.match(info.base_name))
 
 
+@retried
 def list_files(uri: str | os.PathLike[str]) -> list[str]:
     """The sorted paths, relative to the URI, of all files below it at any depth.
 
@@ -223,8 +206,7 @@ def list_files(uri: str | os.PathLike[str]) -> list[str]:
         StorageError: the storage did not answer, or the URI is a file.
     """
     system, path = filesystem(uri)
-    with _errors(uri):
-        found = system.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+    found = system.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
     start = len(path.rstrip("/")) + 1
     return sorted(
         info.path[start:]
@@ -233,6 +215,7 @@ def list_files(uri: str | os.PathLike[str]) -> list[str]:
     )
 
 
+@retried
 def delete(uri: str | os.PathLike[str]) -> None:
     """Delete a file, or a folder with all that is in it; nothing there is no error.
 
@@ -242,12 +225,11 @@ def delete(uri: str | os.PathLike[str]) -> None:
     system, path = filesystem(uri)
     if path.strip("/").count("/") == 0:
         raise StorageError(f"{uri}: refusing to delete a whole bucket or top-level folder")
-    with _errors(uri):
-        kind = system.get_file_info(path).type
-        if kind == pafs.FileType.Directory:
-            system.delete_dir(path)
-        elif kind != pafs.FileType.NotFound:
-            system.delete_file(path)
+    kind = system.get_file_info(path).type
+    if kind == pafs.FileType.Directory:
+        system.delete_dir(path)
+    elif kind != pafs.FileType.NotFound:
+        system.delete_file(path)
 
 
 def check_writable(uri: str | os.PathLike[str]) -> None:
@@ -273,7 +255,7 @@ def worker_environment() -> dict[str, str]:
         Endpoint, region, profile, checksum mode and metadata switch, as far as they are set; never
         keys or tokens, which nodes get from their own role or profile.
     """
-    return {name: os.environ[name] for name in _WORKER_VARIABLES if name in os.environ}
+    return {name: os.environ[name] for name in s3.WORKER_VARIABLES if name in os.environ}
 
 
 def _split(uri: str | os.PathLike[str]) -> tuple[str, str]:
@@ -300,44 +282,21 @@ def _split(uri: str | os.PathLike[str]) -> tuple[str, str]:
     return "s3", rest.rstrip("/")
 
 
-def _s3_filesystem() -> pafs.S3FileSystem:
-    # A client made before a fork must not be used, or even destroyed, after it.
-    key = (os.getpid(), *(os.environ.get(name) for name in _IDENTITY_VARIABLES))
-    if key not in _filesystems:
-        endpoint, region = _endpoint_and_region()
-        target = urlsplit(endpoint) if endpoint else None
-        if target is not None and (target.scheme not in ("http", "https") or not target.netloc):
-            raise StorageError(f"AWS_ENDPOINT_URL={endpoint}: expected http(s)://host[:port]")
-        _filesystems[key] = pafs.S3FileSystem(
-            endpoint_override=target.netloc if target else None,
-            scheme=target.scheme if target else "https",
-            region=region,
-            allow_delayed_open=True,  # one PUT for a small file instead of a multipart upload
-            request_timeout=30,
-            connect_timeout=10,
-            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=5),
-        )
-    return _filesystems[key]
+@contextmanager
+def _opened(uri: str | os.PathLike[str]) -> Iterator[pa.NativeFile]:
+    """A file to read, of the size that it has."""
+    system, path = filesystem(uri)
+    with system.open_input_file(path) as source:
+        # A reply that is cut before it tells the size passes for that of an empty file.
+        if source.size() == 0 and system.get_file_info(path).size:
+            raise PassingError(f"{uri}: its size did not arrive")
+        yield source
 
 
-def _endpoint_and_region() -> tuple[str | None, str]:
-    from botocore.exceptions import BotoCoreError
-    from botocore.session import Session
-
-    try:
-        profile = Session().get_scoped_config()
-    except BotoCoreError as error:
-        raise StorageError(f"AWS settings: {error}") from error
-    variables = os.environ.get
-    endpoint = variables("AWS_ENDPOINT_URL_S3") or variables("AWS_ENDPOINT_URL")
-    region = variables("AWS_REGION") or variables("AWS_DEFAULT_REGION")
-    # Without a region the client asks the cloud's metadata service, which stalls outside of it.
-    return endpoint or profile.get("endpoint_url"), region or profile.get("region") or "us-east-1"
-
-
+@retried
 def _put(uri: str | os.PathLike[str], content: pa.Buffer) -> None:
     system, path = filesystem(uri)
-    with _errors(uri), system.open_output_stream(path) as stream:
+    with system.open_output_stream(path) as stream:
         # One single write: closing a stream publishes what it got, so there must be no place
         # between two writes where an interruption could publish half.
         stream.write(content)
@@ -355,13 +314,3 @@ def _published(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _errors(uri: str | os.PathLike[str]) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise MissingError(f"{uri}: nothing there ({error})") from error
-    except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"{uri}: {error}") from error

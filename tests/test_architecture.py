@@ -29,6 +29,8 @@ ROOMS = (
         "recipes",
         "config",
         "overrides",
+        "faults",
+        "s3",
         "storage",
         "suggestions",
     },

@@ -1,0 +1,84 @@
+"""The S3 client, with its settings from the environment."""
+
+import atexit
+import os
+from urllib.parse import urlsplit
+
+from pyarrow import fs as pafs
+
+from sr4ir_dist.faults import PATIENCE, StorageError
+
+TIMEOUT_VARIABLE = "SR4IR_S3_TIMEOUT_S"
+"""Says after how many seconds without a byte a request has failed; 30 by default."""
+WORKER_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_PROFILE",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    TIMEOUT_VARIABLE,
+)
+"""What a worker on another node needs in order to reach the same bucket; never keys or tokens."""
+_TIMEOUT_S, _CONNECT_TIMEOUT_S = 30, 10
+# A filesystem fixes its settings when it is made, so other settings need another one.
+_IDENTITY_VARIABLES = (*WORKER_VARIABLES, "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN")
+_filesystems: dict[tuple[str | int | None, ...], pafs.S3FileSystem] = {}
+# An S3 client that outlives the interpreter's shutdown has been seen to hang it.
+atexit.register(_filesystems.clear)
+
+
+def filesystem() -> pafs.S3FileSystem:
+    """The filesystem of this process and the present settings of the environment.
+
+    Raises:
+        StorageError: the settings are broken; names the one that is.
+    """
+    # A client made before a fork must not be used, or even destroyed, after it.
+    key = (os.getpid(), *(os.environ.get(name) for name in _IDENTITY_VARIABLES))
+    if key not in _filesystems:
+        endpoint, region = _endpoint_and_region()
+        target = urlsplit(endpoint) if endpoint else None
+        if target is not None and (target.scheme not in ("http", "https") or not target.netloc):
+            raise StorageError(f"AWS_ENDPOINT_URL={endpoint}: expected http(s)://host[:port]")
+        timeout = _timeout()
+        _filesystems[key] = pafs.S3FileSystem(
+            endpoint_override=target.netloc if target else None,
+            scheme=target.scheme if target else "https",
+            region=region,
+            allow_delayed_open=True,  # one PUT for a small file instead of a multipart upload
+            request_timeout=timeout,
+            connect_timeout=min(timeout, _CONNECT_TIMEOUT_S),
+            # Not the standard strategy, whose budget of repeats an outage uses up for good. What
+            # this one calls attempts are those after the first.
+            retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=PATIENCE.requests - 1),
+        )
+    return _filesystems[key]
+
+
+def _timeout() -> float:
+    text = os.environ.get(TIMEOUT_VARIABLE, str(_TIMEOUT_S))
+    try:
+        timeout = float(text)
+    except ValueError:
+        timeout = 0.0
+    if not 0 < timeout < float("inf"):
+        raise StorageError(f"{TIMEOUT_VARIABLE}={text}: expected seconds, above 0")
+    return timeout
+
+
+def _endpoint_and_region() -> tuple[str | None, str]:
+    from botocore.exceptions import BotoCoreError
+    from botocore.session import Session
+
+    try:
+        profile = Session().get_scoped_config()
+    except BotoCoreError as error:
+        raise StorageError(f"AWS settings: {error}") from error
+    variables = os.environ.get
+    endpoint = variables("AWS_ENDPOINT_URL_S3") or variables("AWS_ENDPOINT_URL")
+    region = variables("AWS_REGION") or variables("AWS_DEFAULT_REGION")
+    # Without a region the client asks the cloud's metadata service, which stalls outside of it.
+    return endpoint or profile.get("endpoint_url"), region or profile.get("region") or "us-east-1"
