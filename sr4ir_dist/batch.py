@@ -25,7 +25,8 @@ class Batch:
             image_id (int64 of one number: the sample's key).
         ids: the samples' names, for people.
         keys: int64 N, the samples' row numbers in the split: what `keyed.uniform` is keyed by.
-        global_size: how many samples this step has over all ranks.
+        global_size: how many samples this step has over all ranks; unreadable ones that were
+            left out count too.
     """
 
     hr: Tensor

@@ -17,10 +17,10 @@ T = TypeVar("T")
 Uri = str | os.PathLike[str]
 
 # Refusals (no such bucket, access denied, an invalid request) are not here. Status -1 is a listing
-# that is no XML, hence cut; an upload is gone when the reply to its end was lost and asked again.
+# that is no XML, hence cut.
 _PASSING = re.compile(
     r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|THROTTLING"
-    r"|REQUEST_TIMEOUT|NO_SUCH_UPLOAD|UNKNOWN \(HTTP status (-1|408|429|5\d\d)\)) "
+    r"|REQUEST_TIMEOUT|UNKNOWN \(HTTP status (-1|408|429|5\d\d)\)) "
 )
 
 

@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs as pafs
 
-from sr4ir_dist.faults import PATIENCE, StorageError
+from sr4ir_dist import faults
+from sr4ir_dist.faults import StorageError
 
 TIMEOUT_VARIABLE = "SR4IR_S3_TIMEOUT_S"
 """Says after how many seconds without a byte a request has failed; 30 by default."""
@@ -43,7 +44,7 @@ def filesystem() -> pafs.S3FileSystem:
         target = urlsplit(endpoint) if endpoint else None
         if target is not None and (target.scheme not in ("http", "https") or not target.netloc):
             raise StorageError(f"AWS_ENDPOINT_URL={endpoint}: expected http(s)://host[:port]")
-        timeout = _timeout()
+        timeout, repeats = _timeout(), faults.PATIENCE.requests - 1
         _filesystems[key] = pafs.S3FileSystem(
             endpoint_override=target.netloc if target else None,
             scheme=target.scheme if target else "https",
@@ -53,7 +54,7 @@ def filesystem() -> pafs.S3FileSystem:
             connect_timeout=min(timeout, _CONNECT_TIMEOUT_S),
             # Not the standard strategy, whose budget of repeats an outage uses up for good. What
             # this one calls attempts are those after the first.
-            retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=PATIENCE.requests - 1),
+            retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=repeats),
         )
     return _filesystems[key]
 

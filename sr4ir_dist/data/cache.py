@@ -4,7 +4,7 @@ The cache is a directory that all ranks of a node, and later runs, share without
 other. A shard's file is named by its digest, so equal shards of two datasets are one file.
 
 - One process fetches a shard (a lock file); the others wait and find it. The file appears by a
-  rename, after its bytes and digest were checked.
+  rename, after its bytes and digest were checked; a shard that is wrong is fetched once more.
 - A shard in use is marked by a shared lock on its open file, which the kernel drops when the
   process ends, however it ends. What carries no mark may be removed, the longest unused first.
 """
@@ -12,6 +12,7 @@ other. A shard's file is named by its digest, so equal shards of two datasets ar
 import contextlib
 import fcntl
 import itertools
+import logging
 import os
 import shutil
 import tempfile
@@ -25,6 +26,8 @@ from filelock import FileLock, Timeout
 from sr4ir_dist import storage
 from sr4ir_dist.data.schema import DatasetError, Manifest
 from sr4ir_dist.data.shards import ShardReader, verify_shard
+
+log = logging.getLogger(__name__)
 
 DEFAULT_CACHE_BYTES = 16 << 30
 """How much disk a node's cache may take."""
@@ -177,14 +180,22 @@ class ShardCache:
         self._make_room(self._shards[shard].bytes, incoming)
         try:
             fetched = incoming / path.name
-            storage.download(self._uri(shard), fetched)
-            verify_shard(fetched, self._shards[shard], self._starts[shard])
+            try:
+                self._download(shard, fetched)
+            except DatasetError as error:
+                # Bytes may have changed on their way; those that do so twice lie there like that.
+                log.warning("fetching once more: %s", error)
+                self._download(shard, fetched)
             # Before it can be seen: from then on another process may remove it.
             found = fetched.stat()
             os.replace(fetched, path)
             _checked.add((str(path), path.stem, found.st_size, found.st_mtime_ns))
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
+
+    def _download(self, shard: int, path: Path) -> None:
+        storage.download(self._uri(shard), path)
+        verify_shard(path, self._shards[shard], self._starts[shard])
 
     def _make_room(self, wanted: int, incoming: Path) -> None:
         """Makes a folder for a fetch and removes what was longest unused until it fits.

@@ -1,5 +1,6 @@
 """One rank's batches of a split: order, shards, decoding and augmentation behind one iterator."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +17,18 @@ from sr4ir_dist.data.stream import Pools, Sample, Stream
 from sr4ir_dist.data.targets import COLUMNS, TASKS, Target, join_targets
 from sr4ir_dist.data.transforms import Transform, replicate_to
 
+log = logging.getLogger(__name__)
+# So many bad images are named; all are counted.
+_WARNINGS = 5
+
 
 class Loader:
     """Yields a rank's share of every step of an epoch.
 
     What a step holds depends on (seed, epoch, step) alone: not on ranks, threads or resumes.
+    Where the dataset says so (`Manifest.on_bad_row`), an image that cannot be read does not end
+    the epoch: in training a row near it stands in, in the split's own order it is left out of
+    its batch; see `bad_rows`.
     A context manager; `close` it to end its threads.
 
     Args:
@@ -101,6 +109,9 @@ class Loader:
         self._target: Target | None = target
         self._rank, self._world_size = rank, world_size
         self._prefetch_steps = prefetch_steps
+        self._skip_bad = manifest.on_bad_row == "skip"
+        self._bad_rows: dict[int, str] = {}
+        self._warned: set[int] = set()
         self._pools = Pools(threads)
 
     @property
@@ -112,6 +123,11 @@ class Loader:
     def steps_per_epoch(self) -> int:
         """How many batches an epoch has, on every rank."""
         return self._order.steps_per_epoch
+
+    @property
+    def bad_rows(self) -> frozenset[int]:
+        """The rows of this rank that could not be read, in the batches of the last epoch so far."""
+        return frozenset(self._bad_rows)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, or of what remains of it.
@@ -166,12 +182,21 @@ class Loader:
             world_size=self._world_size,
             prefetch_steps=self._prefetch_steps,
             ahead_bytes=self._ahead_bytes,
+            skip_bad=self._skip_bad,
         )
+        self._bad_rows = stream.bad_rows
         try:
             for step, (rows, samples) in enumerate(stream, start_step):
+                self._warn()
                 yield self._collate(rows, samples, self._order.global_size(step))
         finally:
             stream.close()
+
+    def _warn(self) -> None:
+        for row in sorted(self._bad_rows.keys() - self._warned):
+            if len(self._warned) < _WARNINGS:
+                log.warning("skipped %s", self._bad_rows[row])
+            self._warned.add(row)
 
     def _collate(self, rows: Int64s, samples: Sequence[Sample], global_size: int) -> Batch:
         sizes = [tuple(sample.image.shape[-2:]) for sample in samples]

@@ -197,6 +197,19 @@ class Order:
         """The row number in the split of a shard's first row."""
         return int(self._shard_starts[shard])
 
+    def stand_ins(self, shard: int, row: int) -> Int64s:
+        """The rows of a shard that may take the place of one of them, the next one first.
+
+        Those after it and then those before it, in groups those of its group; they depend on
+        neither the epoch nor the ranks.
+        """
+        first, end = np.searchsorted(self._shard_of_batch, (shard, shard + 1))
+        rows = np.arange(int(self._starts[end] - self._starts[first]))
+        if self._group_of_batch is not None:
+            groups = np.repeat(self._group_of_batch[first:end], self._rows[first:end])
+            rows = rows[groups == groups[row]]
+        return np.concatenate((rows[rows > row], rows[rows < row]))
+
     def _take_groups(
         self, batch_rows: Sequence[Sequence[int]], batch_groups: Sequence[Sequence[int]]
     ) -> None:

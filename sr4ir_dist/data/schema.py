@@ -20,6 +20,7 @@ from sr4ir_dist.data.groups import GROUPS
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+ON_BAD_ROW = ("fail", "skip")
 TASKS = ("images", "classification", "segmentation", "detection")
 
 # The columns of each task. "images" is in every dataset: the file's bytes as they came, and the
@@ -84,7 +85,8 @@ class Manifest:
         tasks: what the rows can be used for, of ``TASKS``; ``images`` is always there.
         class_names: the classes that labels index; empty without any.
         shards: the split's shards in row order.
-        source: where it came from and how it was converted, for people; not part of the digest.
+        source: where it came from and how it was converted, mostly for people; not part of the
+            digest.
         format_version: the version of this format.
     """
 
@@ -100,6 +102,11 @@ class Manifest:
     def rows(self) -> int:
         """Rows of the split."""
         return sum(shard.rows for shard in self.shards)
+
+    @property
+    def on_bad_row(self) -> str:
+        """What happens where an image cannot be read: "fail" ends the run, "skip" goes on."""
+        return self.source.get("on_bad_row", ON_BAD_ROW[0])
 
     @cached_property
     def digest(self) -> str:
@@ -243,6 +250,8 @@ def _manifest(value: dict[str, Any]) -> Manifest:
         _check(_is_list(value[key], str), key, value[key], "a list of names")
     _check(isinstance(value["shards"], list), "shards", value["shards"], "a list")
     _check(isinstance(value["source"], dict), "source", value["source"], "an object")
+    policy = value["source"].get("on_bad_row", ON_BAD_ROW[0])
+    _check(policy in ON_BAD_ROW, "source.on_bad_row", policy, f"one of {', '.join(ON_BAD_ROW)}")
     _check_tasks(tuple(value["tasks"]))
     grouped = "detection" in value["tasks"]
     shards = tuple(_shard(item, f"shards[{i}]", grouped) for i, item in enumerate(value["shards"]))

@@ -6,6 +6,7 @@ the tasks started for later steps run: fetches for about one shuffle window ahea
 `prefetch_steps` ahead.
 """
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from sr4ir_dist import keyed
 from sr4ir_dist.data.cache import OpenShard, ShardCache
 from sr4ir_dist.data.order import Int64s, Order
 from sr4ir_dist.data.schema import DatasetError
+from sr4ir_dist.data.shards import ShardReader
 from sr4ir_dist.data.targets import Target, read_target
 from sr4ir_dist.data.transforms import Transform, decode
 
@@ -40,17 +43,31 @@ class Sample:
         image: uint8 3,H,W.
         target: the transform's target; None where none was asked for.
         id: the sample's name.
+        row: its row number in the split.
     """
 
     image: Tensor
     target: Any
     id: str
+    row: int
 
     @property
     def bytes(self) -> int:
         """How much memory its pixels take."""
         pixels = self.target.nbytes if isinstance(self.target, Tensor) else 0
         return self.image.nbytes + pixels
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A row's sample; where the row is bad a stand-in's or none, and the row and what is wrong."""
+
+    sample: Sample | None
+    bad: tuple[int, str] | None = None
+
+
+class _BadRowError(DatasetError):
+    """A row of a sound shard that cannot be decoded or transformed."""
 
 
 class Pools:
@@ -123,6 +140,11 @@ class Stream:
         world_size: of how many shares.
         prefetch_steps: how many steps are decoded ahead, fewer where they would exceed 1 GiB.
         ahead_bytes: how many bytes of shards are fetched ahead.
+        skip_bad: goes on where a row cannot be decoded or transformed: a row near it stands in,
+            or where the order is not shuffled, it is left out.
+
+    Attributes:
+        bad_rows: the bad rows of the steps so far, and what is wrong with each.
     """
 
     def __init__(
@@ -140,7 +162,10 @@ class Stream:
         world_size: int,
         prefetch_steps: int,
         ahead_bytes: int,
+        skip_bad: bool = False,
     ) -> None:
+        self.bad_rows: dict[int, str] = {}
+        self._skip_bad = skip_bad
         self._order, self._cache, self._pools = order, cache, pools
         self._shard_bytes, self._ahead_bytes = shard_bytes, ahead_bytes
         self._transform = transform
@@ -151,7 +176,7 @@ class Stream:
         self._next_scan = self._next_step = start_step
         self._waiting: _Step | None = None  # looked at, but there was no room for its shards
         self._scanned: deque[_Step] = deque()
-        self._decoding: deque[tuple[_Step, list[Future[Sample]]]] = deque()
+        self._decoding: deque[tuple[_Step, list[Future[_Read]]]] = deque()
         self._held: dict[int, _Held] = {}
         self._held_bytes = 0
         self._step_bytes = 0
@@ -172,10 +197,12 @@ class Stream:
             raise StopIteration
         try:
             self._start_ahead()
-            step, futures = self._decoding[0]
-            samples = [future.result() for future in futures]
+            reads = [future.result() for future in self._decoding[0][1]]
             self._decoding.popleft()
             self._next_step += 1
+            samples = [read.sample for read in reads if read.sample]
+            rows = np.fromiter((sample.row for sample in samples), np.int64, len(samples))
+            self.bad_rows |= dict(read.bad for read in reads if read.bad)
             self._step_bytes = max(self._step_bytes, sum(s.bytes for s in samples))
             self._release()
             # Once more, so that the threads have work while the caller trains on this step.
@@ -183,7 +210,7 @@ class Stream:
         except BaseException:
             self.close()
             raise
-        return step.rows, samples
+        return rows, samples
 
     def close(self) -> None:
         """Cancels what was started and closes the shards; what already runs ends by itself."""
@@ -261,31 +288,46 @@ class Stream:
             self._transform.draws,
             "augment",
         )
-        futures: list[Future[Sample]] = [Future()] * len(step.rows)
+        futures: list[Future[_Read]] = [Future()] * len(step.rows)
         for shard, local, at in step.places:
             opening = self._held[shard].shard
             for row, index in zip(local.tolist(), at.tolist(), strict=True):
                 futures[index] = self._pools.decode.submit(
-                    self._sample, opening, shard, row, draws[index]
+                    self._read, opening, shard, row, draws[index]
                 )
         self._decoding.append((step, futures))
 
-    def _sample(self, opening: Future[OpenShard], shard: int, row: int, draws: Tensor) -> Sample:
+    def _read(self, opening: Future[OpenShard], shard: int, row: int, draws: Tensor) -> _Read:
         # Waiting here cannot deadlock: shards are opened by threads of their own.
-        record = opening.result().reader.row(row)
+        reader = opening.result().reader
+        try:
+            return _Read(self._sample(reader, shard, row, draws))
+        except _BadRowError as error:
+            if not self._skip_bad:
+                raise
+            bad = self._order.shard_start(shard) + row, str(error)
+            if not self._order.shuffle:
+                return _Read(None, bad)
+            for other in self._order.stand_ins(shard, row).tolist():
+                with contextlib.suppress(_BadRowError):
+                    return _Read(self._sample(reader, shard, other, draws), bad)
+            raise DatasetError(f"no row of the shard can stand in for {error}") from error
+
+    def _sample(self, reader: ShardReader, shard: int, row: int, draws: Tensor) -> Sample:
+        record = reader.row(row)
         place = self._order.shard_start(shard) + row
         try:
             target = read_target(record, self._target, place)
             image, target = self._transform(decode(record["image"]), target, draws)
         except (ValueError, RuntimeError) as error:
-            raise DatasetError(
+            raise _BadRowError(
                 f"sample {record['id']!r}, row {place}, in {self._cache.describe(shard)}: {error}"
             ) from error
         # A crop is a view that would keep the whole decoded image in memory until its step.
         image = image.clone(memory_format=torch.contiguous_format)
         if isinstance(target, Tensor):
             target = target.clone(memory_format=torch.contiguous_format)
-        return Sample(image, target, record["id"])
+        return Sample(image, target, record["id"], place)
 
 
 def _close_when_open(opening: Future[OpenShard]) -> None:

@@ -40,11 +40,12 @@ def evaluate(
     Returns:
         `psnr` (dB), `ssim` and, where its weights are there, `lpips` against HR where the view is
         not HR itself; the task's figures (per cent) where there is a task network; `images`, how
-        many were judged, and `too_small`, of how many a border crop leaves too little to compare.
+        many were judged, `too_small`, of how many a border crop leaves too little to compare, and
+        `bad_images`, how many could not be read; the last two where there are any.
     """
     quality = _quality(setup)
     task_metric = setup.task.metric() if setup.task else None
-    seen, small = Mean(), Mean()
+    seen, small, bad = Mean(), Mean(), Mean()
     for module in setup.modules.values():
         module.eval()
     with torch.inference_mode():
@@ -61,6 +62,7 @@ def evaluate(
                 if task_metric is not None:
                     outputs = views.task_outputs(setup.recipe.judged_on)
                     task_metric.update(outputs, inputs.targets)
+    bad.add(torch.ones(len(loader.bad_rows)))
     figures: dict[str, float] = {}
     for name, metric in quality.items():
         figures[name] = _over_ranks(setup, metric).compute()
@@ -69,8 +71,9 @@ def evaluate(
         merged = _over_ranks(setup, task_metric)
         figures |= {setup.task.figure: merged.compute(), **merged.details()}
     figures["images"] = _over_ranks(setup, seen).count
-    too_small = _over_ranks(setup, small).count
-    return figures | ({"too_small": too_small} if too_small else {})
+    rare = {"too_small": small, "bad_images": bad}
+    counts = {name: _over_ranks(setup, metric).count for name, metric in rare.items()}
+    return figures | {name: count for name, count in counts.items() if count}
 
 
 def _quality(setup: Setup) -> dict[str, Any]:

@@ -81,6 +81,8 @@ def train(
             epoch_ends = progress.step_in_epoch == steps
             publish_now = not epoch_ends and _due(progress.step, experiment.checkpoint.every_steps)
             log_now = _due(progress.step, log_every)
+            if epoch_ends or publish_now:
+                progress = replace(progress, bad_rows=_bad_rows(setup, training, progress))
             if epoch_ends or publish_now or log_now:
                 losses.collect()
                 now = time.perf_counter()
@@ -97,9 +99,11 @@ def train(
         if judged:
             figures = {"epoch": epoch, "step": progress.step}
             figures |= evaluate(setup, validation, hooks.judging)
+            if progress.bad_rows:
+                figures["bad_training_images"] = len(progress.bad_rows)
             progress = replace(progress, history=(*progress.history, figures))
             hooks.evaluated(progress)
-        progress = replace(progress, epoch=epoch + 1, step_in_epoch=0)
+        progress = replace(progress, epoch=epoch + 1, step_in_epoch=0, bad_rows=())
         due = _due(epoch, experiment.checkpoint.every_epochs)
         due |= _due(progress.step, experiment.checkpoint.every_steps)
         # A figure without the networks that reached it could not be checked.
@@ -196,6 +200,15 @@ class LossLog:
         gathered: list[tuple[str, ...]] = [()] * self._setup.world_size
         dist.all_gather_object(gathered, self._ids[row])
         return tuple(name for part in gathered for name in part)
+
+
+def _bad_rows(setup: Setup, training: Loader, progress: Progress) -> tuple[int, ...]:
+    """The bad rows of the epoch so far, over all ranks and, after a resume, the steps before."""
+    found = [training.bad_rows]
+    if setup.world_size > 1:
+        found = [frozenset()] * setup.world_size
+        dist.all_gather_object(found, training.bad_rows)
+    return tuple(sorted(set(progress.bad_rows).union(*found)))
 
 
 def _due(count: int, every: int | None) -> bool:

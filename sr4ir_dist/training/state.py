@@ -32,6 +32,8 @@ class Progress:
         step: steps of the run that are done.
         seconds: time spent in training steps, evaluation and checkpoints aside.
         history: one record of metrics for each evaluation.
+        bad_rows: rows of the training split that could not be read in this epoch so far, over all
+            ranks.
     """
 
     epoch: int = 1
@@ -39,6 +41,7 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     history: tuple[dict[str, Any], ...] = ()
+    bad_rows: tuple[int, ...] = ()
 
 
 def snapshot(setup: Setup, progress: Progress) -> dict[str, bytes]:
@@ -84,10 +87,14 @@ def load_optimizers(engines: Mapping[Role, Engine], saved: Checkpoint) -> None:
 def load_progress(saved: Checkpoint) -> Progress:
     """Where the run stood when it published the checkpoint."""
     record = saved.json("progress.json")
+    # Checkpoints from before a field was there tell nothing about it.
     fields: dict[str, Any] = {
-        field.name: record[field.name] for field in dataclasses.fields(Progress)
+        field.name: record[field.name]
+        for field in dataclasses.fields(Progress)
+        if field.name in record
     }
-    fields["history"] = tuple(fields["history"])
+    for name in ("history", "bad_rows"):
+        fields[name] = tuple(fields.get(name, ()))
     return Progress(**fields)
 
 

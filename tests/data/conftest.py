@@ -40,7 +40,13 @@ def size_of(row: int) -> tuple[int, int]:
 
 
 def write_rows(
-    uri: str, rows: int, *, tasks=("images", "classification"), image=None, size=size_of
+    uri: str,
+    rows: int,
+    *,
+    tasks=("images", "classification"),
+    image=None,
+    size=size_of,
+    source=None,
 ) -> Manifest:
     """Writes a train split of `rows` images in several shards of several record batches.
 
@@ -52,7 +58,7 @@ def write_rows(
         split="train",
         tasks=tasks,
         class_names=() if tasks == ("images",) else CLASSES,
-        source={},
+        source=source or {},
         shard_bytes=700,
         batch_bytes=250,
         min_batches=1,

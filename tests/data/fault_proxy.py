@@ -3,9 +3,10 @@
 `FaultProxy` starts it for a test. It hits the drawn share of the requests, each kind in turn:
 
 - `slowdown`, `internal`: 503 SlowDown, 500 InternalError; the request does not reach the server.
-- `reset`: the request is carried out, then the connection is reset instead of the reply.
-- `stall`, `short`: a part of the reply comes, perhaps nothing of it, and then nothing more, or the
-  connection's end.
+- `reset`: the request is carried out, and then the connection is reset.
+- `silent`: the request is carried out, and nothing is ever said about it.
+- `stall`, `short`: half of the reply's body comes, or where there is none its first line, and then
+  nothing more, or the connection's end.
 - `flip`: one bit of the reply's body is another.
 """
 
@@ -18,18 +19,18 @@ import struct
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import urlsplit
 
 STATUS_KINDS = {"slowdown": (503, "SlowDown"), "internal": (500, "InternalError")}
-KINDS = (*STATUS_KINDS, "reset", "stall", "short")
+KINDS = (*STATUS_KINDS, "reset", "silent", "short", "stall")
 
 
 class FaultProxy:
-    """A running proxy; a context manager.
+    """A running proxy; `close` it.
 
     Args:
         upstream: the S3 server's endpoint.
@@ -55,7 +56,7 @@ class FaultProxy:
         limit: int = sys.maxsize,
         seed: int = 0,
     ) -> None:
-        self._log = folder / "requests.log"
+        self._log = folder / f"requests-{uuid.uuid4().hex}.log"
         options = {"kinds": ",".join(kinds), "share": share, "only": only, "limit": limit}
         options |= {"seed": seed, "log": self._log}
         self._process = subprocess.Popen(
@@ -71,16 +72,7 @@ class FaultProxy:
         lines = [line.split(" ", 1) for line in self._log.read_text().splitlines()]
         return [(fault.strip("-"), request) for fault, request in lines if part in request]
 
-    def __enter__(self) -> "FaultProxy":
-        """The proxy."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Ends it."""
         self._process.kill()
         self._process.communicate()
@@ -92,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         body = self._body()
-        kind, cut = self.server.draw(f"{self.command} {self.path}")
+        kind = self.server.draw(f"{self.command} {self.path}")
         if kind in STATUS_KINDS:
             status, code = STATUS_KINDS[kind]
             text = f"<Error><Code>{code}</Code><Message>fault</Message></Error>".encode()
@@ -100,9 +92,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(_head(status, [("Content-Length", str(len(content)))]) + content)
             return
         head, content = self._forward(body)
+        half = len(content) // 2
         if kind == "flip" and content:
-            at = int(cut * len(content))
-            content = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+            content = content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
         if kind in ("", "flip"):
             self.wfile.write(head + content)
             return
@@ -111,10 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
             now = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
             return
-        # A part of the body where there is one, else of the head; some stalls send nothing.
-        at = len(head) + int(cut * len(content)) if content else int(cut * len(head))
-        self.wfile.write((head + content)[: 0 if kind == "stall" and cut < 0.3 else at])
-        if kind == "stall":
+        if kind != "silent":
+            self.wfile.write(head + content[:half] if content else head[: head.index(b"\n") + 1])
+        if kind != "short":
             self.connection.recv(1)  # ends when the client has had enough
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle  # noqa: N815
@@ -162,16 +153,15 @@ class _Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._log = options.log.open("w", buffering=1)
 
-    def draw(self, request: str) -> tuple[str, float]:
-        """The fault of a request, "" for none, and how far into the reply it comes."""
+    def draw(self, request: str) -> str:
+        """The fault of a request, "" for none."""
         with self._lock:
-            hit, cut = self._random.random(), self._random.random()
-            kind = ""
-            if self._options.only in request and hit < self._options.share and self._left:
-                self._left -= 1
-                kind = next(self._kinds)
+            drawn = self._random.random() < self._options.share
+            hit = drawn and self._options.only in request and self._left > 0
+            self._left -= hit
+            kind = next(self._kinds) if hit else ""
             self._log.write(f"{kind or '-'} {request}\n")
-        return kind, cut
+        return kind
 
     def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
         """Closes a connection without a goodbye before it, which a reset has none of."""

@@ -171,17 +171,6 @@ def test_damaged_shard_surfaces_where_it_is_needed(write, tmp_path, pools, how):
     assert list(stream) == []
 
 
-def test_a_sample_that_is_no_image_is_named(write, tmp_path, pools):
-    def image(row, height, width):
-        return b"no image" if row == 17 else numbered(row, height, width)
-
-    numbered = write.__globals__["numbered_image"]
-    manifest = write(str(tmp_path), 30, image=image)
-    _, stream = make(str(tmp_path), manifest, pools)
-    with pytest.raises(DatasetError, match=r"sample 'r017', row 17, in shard .*part-.*\(rows "):
-        list(stream)
-
-
 def test_closing_early_starts_nothing_more(write, tmp_path, pools):
     manifest = write(str(tmp_path), 120)
     cache = Opened(str(tmp_path), manifest)

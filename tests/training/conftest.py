@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
 from sr4ir_dist.data.convert.write import convert
+from sr4ir_dist.data.shards import ShardReader, ShardWriter, load_manifest
 
 RANKS = 2
 
@@ -54,7 +55,31 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def two_ranks(drawn: str) -> Iterator[RankResults]:
+def flawed(drawn: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The drawn dataset with images cut short, 3 to train on and 1 to judge on, to be skipped."""
+    uri = str(tmp_path_factory.mktemp("flawed") / "data")
+    for split, bad in (("train", {3, 17, 18}), ("val", {2})):
+        manifest = load_manifest(drawn, split)
+        with ShardWriter(
+            uri,
+            name=manifest.name,
+            split=split,
+            tasks=manifest.tasks,
+            class_names=manifest.class_names,
+            source={"on_bad_row": "skip"},
+        ) as writer:
+            (shard,) = manifest.shards
+            reader = ShardReader(Path(drawn, split, shard.path))
+            for row in range(len(reader)):
+                columns = reader.row(row)
+                if row in bad:
+                    columns["image"] = columns["image"][:20]
+                writer.append(columns)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def two_ranks(drawn: str, flawed: str) -> Iterator[RankResults]:
     """Runs `rank_process.py` as two processes that train together."""
     # Not pytest's own folder, which keeps the checkpoints of three sessions.
     with tempfile.TemporaryDirectory() as name:
@@ -69,7 +94,7 @@ def two_ranks(drawn: str) -> Iterator[RankResults]:
                 "OMP_NUM_THREADS": "1",
             }
             with log.open("wb") as sink:
-                command = [sys.executable, "-W", "error", script, folder, drawn]
+                command = [sys.executable, "-W", "error", script, folder, drawn, flawed]
                 processes.append(
                     subprocess.Popen(
                         [*map(str, command), str(rank), str(RANKS)],

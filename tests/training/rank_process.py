@@ -1,4 +1,4 @@
-"""One of several processes that train together: `rank_process.py FOLDER DATA RANK RANKS`.
+"""One of several processes that train together: `rank_process.py FOLDER DATA FLAWED RANK RANKS`.
 
 All that the tests want to know of two ranks is computed here in one go, because starting a process
 costs more than any of it. Results go to FOLDER/rank-RANK.pt.
@@ -13,6 +13,7 @@ from tiny_runs import (
     CUT,
     canvas_inputs,
     drawn_batch,
+    flawed_experiment,
     outcome,
     restored,
     run_steps,
@@ -29,14 +30,15 @@ from sr4ir_dist.training import state
 from sr4ir_dist.training.batch_norm import average_running_statistics, synchronise
 from sr4ir_dist.training.build import open_loader
 from sr4ir_dist.training.evaluate import evaluate
-from sr4ir_dist.training.loop import LossLog, NonFiniteLossError
+from sr4ir_dist.training.loop import Hooks, LossLog, NonFiniteLossError, train
+from sr4ir_dist.training.state import Progress
 from sr4ir_dist.training.step import train_step
 from sr4ir_dist.training.views import make_inputs
 
 WIDTH, HEIGHT, CHANNELS = 3, 4, 6
 
 
-def main(folder, data, rank, world_size):
+def main(folder, data, flawed, rank, world_size):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dist.init_process_group(
@@ -52,6 +54,7 @@ def main(folder, data, rank, world_size):
         "bf16": bf16(rank, world_size),
         "evaluation": evaluation(data, rank, world_size),
         "non_finite": non_finite(rank, world_size),
+        "flawed": flawed_run(flawed, rank, world_size),
     }
     torch.save(results, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()
@@ -87,7 +90,7 @@ def stages(folder, rank, world_size):
             losses = run_steps(first, last=CUT)
             result = {"cut": outcome(first, {})}
             if recipe == "sr4ir":
-                files = state.snapshot(first, state.Progress(step=CUT))
+                files = state.snapshot(first, Progress(step=CUT))
                 uri = str(folder / f"stage-{stage}")
                 if rank == 0:
                     checkpoint.publish(uri, CUT, files)
@@ -179,8 +182,19 @@ def bf16(rank, world_size):
 def evaluation(data, rank, world_size):
     experiment = tiny_experiment("sr4ir", "evaluation.batch_size=4", "task.classes=8")
     setup = tiny_setup(experiment, engine="none", rank=rank, world_size=world_size)
-    with open_loader(setup, str(data), "val") as loader:
+    with open_loader(setup, data, "val") as loader:
         return evaluate(setup, loader)
+
+
+def flawed_run(data, rank, world_size):
+    """The history of a run on a dataset with images that cannot be read."""
+    setup = tiny_setup(flawed_experiment(), engine="plain", rank=rank, world_size=world_size)
+    with (
+        open_loader(setup, data, "train") as training,
+        open_loader(setup, data, "val") as validation,
+    ):
+        hooks = Hooks(publish=lambda progress: None)
+        return list(train(setup, training, validation, Progress(), hooks).history)
 
 
 def non_finite(rank, world_size):
@@ -198,4 +212,5 @@ def non_finite(rank, world_size):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    folder, data, flawed, rank, world_size = sys.argv[1:]
+    main(Path(folder), data, flawed, int(rank), int(world_size))

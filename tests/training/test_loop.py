@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny_runs import tiny_experiment, tiny_setup
+from tiny_runs import flawed_experiment, restored, tiny_experiment, tiny_setup
 from torch import nn
 
 from sr4ir_dist import checkpoint, experiments
@@ -186,6 +186,28 @@ def test_evaluation_on_two_ranks_equals_one(drawn, two_ranks):
     for results in two_ranks.by_rank:
         assert results["evaluation"] == pytest.approx(figures, rel=1e-6)
     assert two_ranks.by_rank[0]["evaluation"] == two_ranks.by_rank[1]["evaluation"]
+
+
+def test_images_that_cannot_be_read_are_counted(flawed, scratch, two_ranks):
+    experiment = flawed_experiment()
+    setup = tiny_setup(experiment, engine="plain")
+
+    def publish(progress):
+        if progress.step == 1:
+            checkpoint.publish(scratch, 1, state.snapshot(setup, progress))
+
+    end = run(setup, flawed, Progress(), publish)
+    assert [record["images"] for record in end.history] == [VAL - 1] * 2
+    assert [record["bad_images"] for record in end.history] == [1, 1]
+    assert [record["bad_training_images"] for record in end.history] == [3, 3]
+    # Also those that were met before an interruption.
+    progress = state.load_progress(checkpoint.load(checkpoint.resolve(scratch)))
+    assert len(progress.bad_rows) > 0
+    again = restored(experiment, scratch, engine="plain")
+    assert content(again, run(again, flawed, progress)) == content(setup, end)
+    for results in two_ranks.by_rank:
+        for found, expected in zip(results["flawed"], end.history, strict=True):
+            assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_evaluation_changes_nothing_of_the_training_that_follows(drawn):

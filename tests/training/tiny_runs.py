@@ -37,6 +37,13 @@ def tiny_experiment(recipe, *settings):
     return override(experiment, [*small, *settings])
 
 
+def flawed_experiment():
+    """Two epochs of two steps of 20 images, each judged, published after every step."""
+    run = ["epochs=2", "warmup_epochs=0", "batch_size=20", "evaluation.batch_size=4"]
+    every = ["checkpoint.every_steps=1", "evaluation.every_epochs=1"]
+    return tiny_experiment("pretrain", *run, *every)
+
+
 def drawn_batch(number, count, *, size=36, dtype=torch.float32):
     """A whole batch of smooth random images; 36 pixels leave 2 x 2 in ResNet18's last layer."""
     generator = torch.Generator().manual_seed(number)
