@@ -249,11 +249,11 @@ def check_writable(uri: str | os.PathLike[str]) -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    """The AWS settings of this process that workers on other nodes need.
+    """The S3 settings of this process that workers on other nodes need.
 
     Returns:
-        Endpoint, region, profile, checksum mode and metadata switch, as far as they are set; never
-        keys or tokens, which nodes get from their own role or profile.
+        Endpoint, region, profile, checksum mode, metadata switch and timeout, as far as they are
+        set; never keys or tokens, which nodes get from their own role or profile.
     """
     return {name: os.environ[name] for name in s3.WORKER_VARIABLES if name in os.environ}
 

@@ -228,7 +228,7 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_worker_environment_has_settings_and_no_secrets(monkeypatch: pytest.MonkeyPatch):
     for name in list(os.environ):
-        if name.startswith("AWS_"):
+        if name.startswith(("AWS_", "SR4IR_")):
             monkeypatch.delenv(name)
     settings = {
         "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1",
@@ -236,6 +236,7 @@ def test_worker_environment_has_settings_and_no_secrets(monkeypatch: pytest.Monk
         "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_PROFILE": "p",
+        "SR4IR_S3_TIMEOUT_S": "5",
     }
     secrets = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     for name, value in {**settings, **dict.fromkeys(secrets, "secret")}.items():
