@@ -43,7 +43,8 @@ class Batch:
         """
         hr = self.hr.to(device, non_blocking=True)
         if not hr.is_floating_point():
-            hr = hr.to(torch.float32) / 255
+            # The loader's images have their channels last.
+            hr = hr.to(torch.float32, memory_format=torch.contiguous_format) / 255
         targets = _moved(self.targets, device)
         return replace(self, hr=hr, targets=targets, keys=self.keys.to(device, non_blocking=True))
 

@@ -15,7 +15,7 @@ from sr4ir_dist.data.schema import DatasetError, Manifest
 from sr4ir_dist.data.shards import load_manifest
 from sr4ir_dist.data.stream import Pools, Sample, Stream
 from sr4ir_dist.data.targets import COLUMNS, TASKS, Target, join_targets
-from sr4ir_dist.data.transforms import Transform, replicate_to
+from sr4ir_dist.data.transforms import Transform, replicate_into
 
 log = logging.getLogger(__name__)
 # So many bad images are named; all are counted.
@@ -202,10 +202,12 @@ class Loader:
         sizes = [tuple(sample.image.shape[-2:]) for sample in samples]
         if samples:
             height, width = (max(side) for side in zip(*sizes, strict=True))
-            hr = torch.stack([replicate_to(s.image, height, width) for s in samples])
         else:
             height, width = self._transform.size
-            hr = torch.empty(0, 3, height, width, dtype=torch.uint8)
+        # Channels last, as decoders give them: each image is copied once, line by line.
+        hr = torch.empty(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        for canvas, sample in zip(hr, samples, strict=True):
+            replicate_into(canvas, sample.image)
         targets = join_targets([s.target for s in samples], self._target, height, width)
         return Batch(
             hr=hr,

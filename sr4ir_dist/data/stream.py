@@ -323,11 +323,17 @@ class Stream:
             raise _BadRowError(
                 f"sample {record['id']!r}, row {place}, in {self._cache.describe(shard)}: {error}"
             ) from error
-        # A crop is a view that would keep the whole decoded image in memory until its step.
-        image = image.clone(memory_format=torch.contiguous_format)
-        if isinstance(target, Tensor):
-            target = target.clone(memory_format=torch.contiguous_format)
-        return Sample(image, target, record["id"], place)
+        target = _compact(target) if isinstance(target, Tensor) else target
+        return Sample(_compact(image), target, record["id"], place)
+
+
+def _compact(pixels: Tensor) -> Tensor:
+    """The pixels alone: a crop's view would keep the whole image in memory until its step."""
+    if pixels.untyped_storage().nbytes() == pixels.nbytes:
+        return pixels
+    if pixels.dim() == 2:
+        return pixels.contiguous()
+    return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def _close_when_open(opening: Future[OpenShard]) -> None:

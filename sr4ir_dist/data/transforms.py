@@ -85,7 +85,7 @@ def decode(data: bytes) -> Tensor:
     # Damaged files make Pillow's many readers raise almost anything.
     except Exception as error:
         raise ValueError(f"no readable image: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _rgb(picture: Image.Image) -> np.ndarray:
@@ -205,7 +205,7 @@ class Flip:
             x0, y0, x1, y1 = target["boxes"].unbind(1)
             width = image.shape[-1]
             target = target | {"boxes": torch.stack((width - x1, y0, width - x0, y1), 1)}
-        return image.flip(-1), target
+        return _mirror(image), target
 
     def _shrunk(self, image: Tensor, target: Any) -> tuple[Tensor, Any]:
         height, width = image.shape[-2:]
@@ -286,13 +286,25 @@ def replicate_to(image: Tensor, height: int, width: int) -> Tensor:
     Returns:
         C,height,width; the image itself where nothing is to be added.
     """
+    if image.shape[-2:] == (height, width):
+        return image
+    canvas = image.new_empty(height, width, len(image)).permute(2, 0, 1)
+    replicate_into(canvas, image)
+    return canvas
+
+
+def replicate_into(canvas: Tensor, image: Tensor) -> None:
+    """Writes an image to the top left of a canvas, and its edges into what is left of it.
+
+    Args:
+        canvas: C,height,width, written to.
+        image: C,H,W, no larger.
+    """
     # torch's own padding knows no uint8 replication, and indexing takes fifty times as long.
-    below, right = height - image.shape[-2], width - image.shape[-1]
-    if below:
-        image = torch.cat([image, image[:, -1:].expand(-1, below, -1)], 1)
-    if right:
-        image = torch.cat([image, image[:, :, -1:].expand(-1, -1, right)], 2)
-    return image
+    height, width = image.shape[-2:]
+    canvas[:, :height, :width] = image
+    canvas[:, height:, :width] = image[:, -1:]
+    canvas[:, :, width:] = canvas[:, :, width - 1 : width]
 
 
 def _random_crop(image: Tensor, crop: int, top: float, left: float) -> tuple[slice, slice]:
@@ -309,7 +321,14 @@ def _centre_crop(image: Tensor, crop: int) -> tuple[slice, slice]:
 
 def _cut(pixels: Tensor, rows: slice, columns: slice, *, mirror: bool) -> Tensor:
     pixels = pixels[..., rows, columns]
-    return pixels.flip(-1) if mirror else pixels
+    return _mirror(pixels) if mirror else pixels
+
+
+def _mirror(pixels: Tensor) -> Tensor:
+    if pixels.dim() == 2:
+        return pixels.flip(-1)
+    # Decoders and resizes leave a pixel's channels side by side; all is faster if they stay so.
+    return pixels.permute(1, 2, 0).flip(1).permute(2, 0, 1)
 
 
 def _resize_mask(mask: Tensor, height: int, width: int) -> Tensor:

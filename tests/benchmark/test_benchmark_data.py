@@ -2,7 +2,7 @@ import os
 from unittest import mock
 
 import pytest
-from conftest import write_image
+from PIL import Image
 
 from sr4ir_dist.benchmark.contenders import CONTENDERS, Work
 from sr4ir_dist.benchmark.data import Entry, Figures, measure
@@ -12,7 +12,7 @@ from sr4ir_dist.benchmark.data import Entry, Figures, measure
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     for number in range(10):
-        write_image(folder / f"{number}.jpg", seed=number, size=(40, 50 + number))
+        Image.new("RGB", (50 + number, 40), (number, 99, 7)).save(folder / f"{number}.jpg")
     return sorted(map(str, folder.iterdir()))
 
 
