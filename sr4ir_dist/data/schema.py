@@ -7,9 +7,9 @@ The manifest is written last and is the commit: readers trust it and never a lis
 import hashlib
 import json
 import re
+from collections.abc import KeysView
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ _COLUMNS: dict[str, tuple[tuple[str, pa.DataType], ...]] = {
     ),
 }
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
+# What stands between a manifest file's content and the content's digest, its last entry.
+_SEAL = b',\n "sha256": "'
 
 VOID = 255
 """The class number of mask pixels that belong to no class and count nowhere."""
@@ -123,6 +125,33 @@ class Manifest:
         # Not dataclasses.asdict, whose deep copies take seconds with 100,000 shards.
         value = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {**value, "shards": [dict(vars(shard)) for shard in self.shards]}
+
+    def to_bytes(self) -> bytes:
+        """The manifest's file: indented JSON whose last entry is the digest of all before it."""
+        content = json.dumps(self.to_json(), indent=1).encode().removesuffix(b"\n}")
+        return content + _SEAL + hashlib.sha256(content).hexdigest().encode() + b'"\n}\n'
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> "Manifest":
+        """The manifest in a file, checked.
+
+        Args:
+            data: of ``to_bytes``, or from before manifests held their digest.
+            where: the file's URI, for messages.
+
+        Raises:
+            DatasetError: a byte is not as it was written, or as in ``from_json``.
+        """
+        content, sealed, seal = data.rpartition(_SEAL)
+        if sealed:
+            if seal != hashlib.sha256(content).hexdigest().encode() + b'"\n}\n':
+                raise DatasetError(f"{where}: truncated or altered: not the sha256 that it ends on")
+            data = content + b"\n}"
+        try:
+            value = json.loads(data)
+        except ValueError as error:
+            raise DatasetError(f"{where}: malformed manifest: not valid JSON: {error}") from error
+        return cls.from_json(value, where)
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> "Manifest":
@@ -243,7 +272,7 @@ def _check_tasks(tasks: tuple[str, ...]) -> None:
 
 
 def _manifest(value: dict[str, Any]) -> Manifest:
-    _check_keys(value, set(Manifest.__dataclass_fields__), "manifest")
+    _check_keys(value, Manifest.__dataclass_fields__.keys(), "manifest")
     for key in ("name", "split"):
         _check(isinstance(value[key], str) and value[key], key, value[key], "a name")
     for key in ("tasks", "class_names"):
@@ -254,7 +283,7 @@ def _manifest(value: dict[str, Any]) -> Manifest:
     _check(policy in ON_BAD_ROW, "source.on_bad_row", policy, f"one of {', '.join(ON_BAD_ROW)}")
     _check_tasks(tuple(value["tasks"]))
     grouped = "detection" in value["tasks"]
-    shards = tuple(_shard(item, f"shards[{i}]", grouped) for i, item in enumerate(value["shards"]))
+    shards = tuple(_shard(item, i, grouped) for i, item in enumerate(value["shards"]))
     paths = {shard.path for shard in shards}
     _check(len(paths) == len(shards), "shards", "the same path twice", "different paths")
     return Manifest(
@@ -267,41 +296,50 @@ def _manifest(value: dict[str, Any]) -> Manifest:
     )
 
 
-def _shard(value: Any, name: str, grouped: bool) -> Shard:
+def _shard(value: Any, index: int, grouped: bool) -> Shard:
     if not isinstance(value, dict):
-        raise DatasetError(f"{name} is {value!r}: expected an object")
-    _check_keys(value, set(Shard.__dataclass_fields__), name)
-    path, rows, batches = value["path"], value["rows"], value["batch_rows"]
-    groups = value["batch_groups"]
-    # A manifest may come from anyone's bucket: it must not name files outside its own folder.
-    inside = (
+        raise DatasetError(f"shards[{index}] is {value!r}: expected an object")
+    _check_keys(value, Shard.__dataclass_fields__.keys(), f"shards[{index}]")
+    path, rows, size, digest = value["path"], value["rows"], value["bytes"], value["sha256"]
+    batches, groups = value["batch_rows"], value["batch_groups"]
+    counts = _are_ints(batches, 1) and len(batches) > 0 and sum(batches) == rows
+    expected = len(batches) if grouped and counts else 0
+    # One table and few calls, because a manifest may have 100,000 shards.
+    for key, good, allowed in (
+        ("path", _is_inside(path), "a path below the manifest's folder"),
+        ("rows", _are_ints([rows], 1), "a positive integer"),
+        ("bytes", _are_ints([size], 1), "a positive integer"),
+        ("sha256", isinstance(digest, str) and _DIGEST.match(digest), "64 hexadecimal digits"),
+        ("batch_rows", counts, f"positive integers that sum to rows={rows}"),
+        (
+            "batch_groups",
+            _are_ints(groups, 0, GROUPS - 1) and len(groups) == expected,
+            f"{expected} integers from 0 to {GROUPS - 1}",
+        ),
+    ):
+        if not good:
+            raise DatasetError(f"shards[{index}].{key} is {value[key]!r}: expected {allowed}")
+    return Shard(path, rows, size, digest, tuple(batches), tuple(groups))
+
+
+def _is_inside(path: Any) -> bool:
+    """Whether it is a path below a folder: a manifest may come from anyone's bucket."""
+    return (
         isinstance(path, str)
-        and path not in ("", ".")
         and "\\" not in path
         and ":" not in path
-        and not path.startswith("/")
-        and ".." not in PurePosixPath(path).parts
+        and {"", ".", ".."}.isdisjoint(path.split("/"))
     )
-    _check(inside, f"{name}.path", path, "a path below the manifest's folder")
-    for key in ("rows", "bytes"):
-        _check(_is_count(value[key]), f"{name}.{key}", value[key], "a positive integer")
-    digest = value["sha256"]
-    _check(
-        isinstance(digest, str) and _DIGEST.match(digest),
-        f"{name}.sha256",
-        digest,
-        "64 hexadecimal digits",
-    )
-    good = isinstance(batches, list) and all(map(_is_count, batches)) and sum(batches) == rows
-    _check(good, f"{name}.batch_rows", batches, f"positive integers that sum to rows={rows}")
-    expected = len(batches) if grouped else 0
-    good = isinstance(groups, list) and len(groups) == expected and all(map(_is_group, groups))
-    allowed = f"{expected} integers from 0 to {GROUPS - 1}"
-    _check(good, f"{name}.batch_groups", groups, allowed)
-    return Shard(path, rows, value["bytes"], digest, tuple(batches), tuple(groups))
 
 
-def _check_keys(value: dict[str, Any], allowed: set[str], name: str) -> None:
+def _are_ints(values: Any, least: int, most: int | None = None) -> bool:
+    """Whether it is a list of integers in a range, of which there may be none."""
+    if not isinstance(values, list) or not set(map(type, values)) <= {int}:
+        return False
+    return not values or (min(values) >= least and (most is None or max(values) <= most))
+
+
+def _check_keys(value: dict[str, Any], allowed: KeysView[str], name: str) -> None:
     if value.keys() != allowed:
         missing, unknown = sorted(allowed - value.keys()), sorted(value.keys() - allowed)
         raise DatasetError(f"{name}: missing keys {missing}, unknown keys {unknown}")
@@ -310,14 +348,6 @@ def _check_keys(value: dict[str, Any], allowed: set[str], name: str) -> None:
 def _check(good: Any, name: str, value: Any, expected: str) -> None:
     if not good:
         raise DatasetError(f"{name} is {value!r}: expected {expected}")
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_group(value: Any) -> bool:
-    return type(value) is int and 0 <= value < GROUPS
 
 
 def _is_list(value: Any, kind: type) -> bool:

@@ -22,6 +22,7 @@ from pyarrow import ipc
 from sr4ir_dist import storage
 from sr4ir_dist.data.groups import aspect_group
 from sr4ir_dist.data.schema import (
+    FORMAT_VERSION,
     MANIFEST_NAME,
     DatasetError,
     Manifest,
@@ -176,7 +177,7 @@ class ShardWriter:
             shards=tuple(self._shards),
             source=self.source,
         )
-        storage.write_json(self._manifest_uri, manifest.to_json())
+        storage.write_bytes(self._manifest_uri, manifest.to_bytes())
         used = {shard.path for shard in self._shards}
         for name in storage.list_names(self.uri):
             # Left behind by a longer dataset that was overwritten or never committed.
@@ -194,16 +195,19 @@ class ShardReader:
         columns: the columns to return; all by default.
 
     Raises:
-        DatasetError: the file is no Arrow IPC file of this format, or lacks a column.
+        DatasetError: the file is no Arrow IPC file of this format version, or lacks a column.
     """
 
     def __init__(self, path: Path, columns: Sequence[str] | None = None):
         try:
             with pa.memory_map(str(path)) as source, ipc.open_file(source) as reader:
-                names = reader.schema.names
+                names, metadata = reader.schema.names, reader.schema.metadata or {}
                 batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise DatasetError(f"{path}: not a readable shard: {error}") from error
+        version = metadata.get(b"format_version", b"none").decode(errors="replace")
+        if version != str(FORMAT_VERSION):
+            raise DatasetError(f"{path}: format_version is {version}, expected {FORMAT_VERSION}")
         self.columns = tuple(names if columns is None else columns)
         missing = sorted(set(self.columns) - set(names))
         if missing:
@@ -244,18 +248,14 @@ def load_manifest(dataset_uri: str, split: str) -> Manifest:
     """
     uri = storage.join(dataset_uri, split, MANIFEST_NAME)
     try:
-        value = storage.read_json(uri)
+        data = storage.read_bytes(uri)
     except storage.MissingError:
         found = [name for name in storage.list_names(dataset_uri) if has_split(dataset_uri, name)]
         raise DatasetError(
             f"{uri}: no manifest, so no split {split!r} of a dataset here; "
             f"splits found: {', '.join(found) or 'none'}. Make one with jobs/prepare_data.py"
         ) from None
-    except storage.StorageError as error:
-        if "not valid JSON" not in str(error):
-            raise
-        raise DatasetError(f"{uri}: malformed manifest: {error}") from error
-    manifest = Manifest.from_json(value, uri)
+    manifest = Manifest.from_bytes(data, uri)
     if manifest.split != split:
         raise DatasetError(f"{uri}: holds split {manifest.split!r}, expected {split!r}")
     return manifest

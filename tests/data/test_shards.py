@@ -10,7 +10,7 @@ import pytest
 
 from sr4ir_dist import storage
 from sr4ir_dist.data.groups import aspect_group
-from sr4ir_dist.data.schema import DatasetError, Manifest, arrow_schema
+from sr4ir_dist.data.schema import DatasetError, Manifest, Shard, arrow_schema
 from sr4ir_dist.data.shards import ShardReader, ShardWriter, load_manifest, verify_shard
 
 CLASSES = ("a", "b", "c")
@@ -268,6 +268,13 @@ def test_manifest_digest_is_that_of_the_content(tmp_path: Path):
     assert first.digest != dataclasses.replace(first, class_names=("a", "b", "d")).digest
 
 
+def test_a_digest_is_this_for_ever():
+    # Golden: runs are named after it, so a run goes on with another version of the package.
+    shards = tuple(Shard(f"{i}.arrow", 7, 900 + i, f"{i:064x}", (3, 4), (0, 5)) for i in range(2))
+    manifest = Manifest("x", "train", ("images", "detection"), ("a", "b"), shards, {"root": "y"})
+    assert manifest.digest == "ebd56f925aab5f5137ceedcc13ce183d7f952b845029d21fc5f0e1708749d541"
+
+
 def test_no_manifest_names_the_splits_that_are_there(uri: str):
     with pytest.raises(DatasetError, match=r"no split 'val' .*; splits found: none"):
         load_manifest(uri, "val")
@@ -283,6 +290,13 @@ def test_malformed_json(tmp_path: Path):
         path.write_bytes(content)
         with pytest.raises(DatasetError, match=r"manifest\.json: malformed manifest"):
             load_manifest(str(tmp_path), "train")
+
+
+def unsealed(file: Path) -> dict[str, Any]:
+    """A manifest file's content without its digest, as someone who writes his own would."""
+    content = json.loads(file.read_text())
+    del content["sha256"]
+    return content
 
 
 @pytest.mark.parametrize(
@@ -322,8 +336,7 @@ def test_malformed_json(tmp_path: Path):
 def test_manifest_errors(tmp_path: Path, path: tuple[str | int, ...], value: Any, message: str):
     write(str(tmp_path), 3)
     file = tmp_path / "train" / "manifest.json"
-    content = json.loads(file.read_text())
-    place = content
+    place = content = unsealed(file)
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
@@ -336,7 +349,7 @@ def test_manifest_errors(tmp_path: Path, path: tuple[str | int, ...], value: Any
 def test_a_manifest_without_a_key(tmp_path: Path):
     write(str(tmp_path), 3)
     file = tmp_path / "train" / "manifest.json"
-    content = json.loads(file.read_text())
+    content = unsealed(file)
     del content["class_names"]
     file.write_text(json.dumps(content))
     with pytest.raises(DatasetError, match=r"missing keys \['class_names'\]"):
