@@ -30,7 +30,10 @@ def main(
         str, typer.Argument(help="A checkpoint, or a run for its newest: a path or URI.")
     ],
     data: Annotated[
-        str | None, typer.Option(help="Dataset to judge on; by default the run's own.")
+        list[str] | None,
+        typer.Option(
+            help="Dataset to judge on, by default the run's own; repeat it to judge on several."
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "val",
     storage_uri: Annotated[
@@ -55,7 +58,7 @@ def main(
     with user_errors(launch.TrainingError):
         request = make_request(
             checkpoint,
-            data=data,
+            data=data or None,
             split=split,
             settings=settings or [],
             storage_uri=storage_uri,
@@ -67,7 +70,7 @@ def main(
         table = result_table(request.experiment.name, figures)
         for note in request.notes:
             table.add_row("note", note)
-        table.add_row("data", f"{request.data}, split {split}")
+        table.add_row("data", f"{', '.join(request.data)}, split {split}")
         table.add_row("checkpoint", request.checkpoint)
         console.print(table)
         write_result(

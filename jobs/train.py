@@ -37,7 +37,11 @@ def main(
         typer.Argument(help="Experiment, such as `drawn_cls/edsr-x4/sr4ir`; see --list."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Dataset made by prepare_data.py: a path or `s3://` URI.")
+        list[str] | None,
+        typer.Option(
+            help="Dataset made by prepare_data.py: a path or `s3://` URI; repeat it to train on a "
+            "mix of several."
+        ),
     ] = None,
     storage_uri: Annotated[
         str, typer.Option("--storage", help="Where runs are kept: a path or `s3://` URI.")
@@ -82,7 +86,7 @@ def main(
         if show:
             _show(experiment)
             return
-    if data is None:
+    if not data:
         raise typer.BadParameter("--data is missing: make a dataset with jobs/prepare_data.py")
 
     # Ray and torch take seconds to import, which --help and --list need not wait for.

@@ -25,6 +25,7 @@ import torch
 from sr4ir_dist import storage
 from sr4ir_dist.data.loader import Loader
 from sr4ir_dist.data.shards import ShardReader, load_manifest
+from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.data.transforms import Flip, ResizeCrop, decode
 
 Where = Literal["disk", "s3"]
@@ -69,8 +70,7 @@ def ours_plain(work: Work) -> Epochs:
 
 def _ours(work: Work, transform: Any) -> Epochs:
     with Loader(
-        storage.join(work.place, "shards"),
-        "train",
+        open_split(storage.join(work.place, "shards"), "train"),
         transform=transform,
         batch_size=work.batch_size,
         seed=0,

@@ -24,8 +24,9 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from sr4ir_dist import storage
-from sr4ir_dist.data.schema import DatasetError, Manifest
+from sr4ir_dist.data.schema import DatasetError
 from sr4ir_dist.data.shards import ShardReader, verify_shard
+from sr4ir_dist.data.splits import Split
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +82,7 @@ class ShardCache:
     Safe to use from several threads, and with the same directory from several processes.
 
     Args:
-        dataset_uri: where the dataset is.
-        manifest: the split's manifest.
+        split: whose shards they are.
         columns: what the readers read of a row; everything by default.
         directory: the cache; `default_cache_dir()` by default. Local datasets need none.
         max_bytes: how much the cache may hold. Shards in use are never removed, so these alone
@@ -94,8 +94,7 @@ class ShardCache:
 
     def __init__(
         self,
-        dataset_uri: str,
-        manifest: Manifest,
+        split: Split,
         *,
         columns: Sequence[str] | None = None,
         directory: Path | None = None,
@@ -103,10 +102,10 @@ class ShardCache:
     ) -> None:
         if max_bytes < 1:
             raise ValueError(f"cache_bytes must be 1 or more, got {max_bytes}")
-        self._split_uri = storage.join(dataset_uri, manifest.split)
-        self._shards = manifest.shards
+        self._uri = split.shard_uri
+        self._shards = split.manifest.shards
         self._columns = columns
-        self._starts = [0, *itertools.accumulate(shard.rows for shard in manifest.shards)]
+        self._starts = [0, *itertools.accumulate(shard.rows for shard in self._shards)]
         self._directory = directory or default_cache_dir()
         self._max_bytes = max_bytes
 
@@ -119,7 +118,7 @@ class ShardCache:
         """Opens a shard, fetching it first if it is not here; may take as long as that takes.
 
         Args:
-            shard: the shard's index in the manifest.
+            shard: the shard's index in the split.
 
         Raises:
             DatasetError: the shard cannot be fetched, or its bytes are not those that the
@@ -136,9 +135,6 @@ class ShardCache:
             raise
         except (OSError, ValueError) as error:
             raise DatasetError(f"{self.describe(shard)} cannot be read: {error}") from error
-
-    def _uri(self, shard: int) -> str:
-        return storage.join(self._split_uri, self._shards[shard].path)
 
     def _check(self, path: Path, shard: int) -> None:
         expected = self._shards[shard]

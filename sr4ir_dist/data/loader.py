@@ -11,8 +11,8 @@ import torch
 from sr4ir_dist.batch import Batch
 from sr4ir_dist.data.cache import DEFAULT_CACHE_BYTES, ShardCache
 from sr4ir_dist.data.order import Int64s, Order
-from sr4ir_dist.data.schema import DatasetError, Manifest
-from sr4ir_dist.data.shards import load_manifest
+from sr4ir_dist.data.schema import DatasetError
+from sr4ir_dist.data.splits import Split
 from sr4ir_dist.data.stream import Pools, Sample, Stream
 from sr4ir_dist.data.targets import COLUMNS, TASKS, Target, join_targets
 from sr4ir_dist.data.transforms import Transform, replicate_into
@@ -32,9 +32,7 @@ class Loader:
     A context manager; `close` it to end its threads.
 
     Args:
-        dataset_uri: where the dataset is: a path or URI.
-        split: the split's name.
-        manifest: the split's manifest if it is at hand; read from the dataset otherwise.
+        split: what to read, of `splits.open_split`.
         transform: applied to every sample.
         batch_size: samples of a step over all ranks.
         seed: the run's seed: keys the order and the augmentation.
@@ -50,15 +48,14 @@ class Loader:
         cache_bytes: how much disk the node's cache may take.
 
     Raises:
-        DatasetError: there is no such split, or it has no such targets or no groups.
+        DatasetError: the split has no such targets or no groups.
         ValueError: an argument is out of range, the transform cannot transform such targets, or
             the split has no step.
     """
 
     def __init__(
         self,
-        dataset_uri: str,
-        split: str,
+        split: Split,
         *,
         transform: Transform,
         batch_size: int,
@@ -66,7 +63,6 @@ class Loader:
         rank: int,
         world_size: int,
         shuffle: bool,
-        manifest: Manifest | None = None,
         target: Target | None = None,
         drop_last: bool = False,
         grouped: bool = False,
@@ -75,13 +71,11 @@ class Loader:
         cache_dir: Path | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
-        manifest = load_manifest(dataset_uri, split) if manifest is None else manifest
-        if manifest.split != split:
-            raise DatasetError(f"manifest is of split {manifest.split!r}, expected {split!r}")
+        shards = split.manifest.shards
         if target is not None:
-            _check_target(dataset_uri, manifest, target, transform)
-        if grouped and "detection" not in manifest.tasks:
-            raise DatasetError(f"{dataset_uri} has no aspect-ratio groups: {_made_for(manifest)}")
+            _check_target(split, target, transform)
+        if grouped and "detection" not in split.manifest.tasks:
+            raise DatasetError(f"{split} has no aspect-ratio groups: {_made_for(split)}")
         threads = min(8, len(os.sched_getaffinity(0))) if threads is None else threads
         for name, value in (("threads", threads), ("prefetch_steps", prefetch_steps)):
             if value < 1:
@@ -89,27 +83,26 @@ class Loader:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
         self._order = Order(
-            [shard.batch_rows for shard in manifest.shards],
+            [shard.batch_rows for shard in shards],
             seed=seed,
             batch_size=batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
-            batch_groups=[s.batch_groups for s in manifest.shards] if grouped else None,
+            batch_groups=[shard.batch_groups for shard in shards] if grouped else None,
         )
         self._cache = ShardCache(
-            dataset_uri,
-            manifest,
+            split,
             columns=("id", "image", *(COLUMNS[target] if target else ())),
             directory=cache_dir,
             max_bytes=cache_bytes,
         )
-        self._shard_bytes = tuple(shard.bytes for shard in manifest.shards)
+        self._shard_bytes = tuple(shard.bytes for shard in shards)
         self._ahead_bytes = cache_bytes // 2
         self._transform = transform
         self._target: Target | None = target
         self._rank, self._world_size = rank, world_size
         self._prefetch_steps = prefetch_steps
-        self._skip_bad = manifest.on_bad_row == "skip"
+        self._skip_bad = split.manifest.on_bad_row == "skip"
         self._bad_rows: dict[int, str] = {}
         self._warned: set[int] = set()
         self._pools = Pools(threads)
@@ -219,12 +212,12 @@ class Loader:
         )
 
 
-def _check_target(uri: str, manifest: Manifest, target: Target, transform: Transform) -> None:
+def _check_target(split: Split, target: Target, transform: Transform) -> None:
     if target not in TASKS:
         raise ValueError(f"target must be one of {', '.join(TASKS)} or None, got {target!r}")
-    if TASKS[target] not in manifest.tasks:
+    if TASKS[target] not in split.manifest.tasks:
         name = "labels" if target == "label" else "masks" if target == "mask" else target
-        raise DatasetError(f"{uri} has no {name}: {_made_for(manifest)}")
+        raise DatasetError(f"{split} has no {name}: {_made_for(split)}")
     if target not in transform.targets:
         raise ValueError(
             f"{type(transform).__name__} cannot transform target {target!r}, "
@@ -232,5 +225,5 @@ def _check_target(uri: str, manifest: Manifest, target: Target, transform: Trans
         )
 
 
-def _made_for(manifest: Manifest) -> str:
-    return f"it is made for {', '.join(manifest.tasks)}"
+def _made_for(split: Split) -> str:
+    return f"it is made for {', '.join(split.manifest.tasks)}"

@@ -12,6 +12,7 @@ from torch import nn
 from sr4ir_dist import recipes, tasks
 from sr4ir_dist.config import Experiment, Network, Role
 from sr4ir_dist.data.loader import Loader
+from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.data.transforms import Flip, PatchCrop, ResizeCrop, Transform
 from sr4ir_dist.degradation import crop_back
 from sr4ir_dist.networks import SR_NETWORKS
@@ -99,7 +100,10 @@ def make_setup(
 
 
 def settle_random_start(
-    experiment: Experiment, module: nn.Module, data: str, cache_dir: str | None = None
+    experiment: Experiment,
+    module: nn.Module,
+    data: Sequence[str],
+    cache_dir: str | None = None,
 ) -> None:
     """Make a random start of the task network one that can learn: a detector needs images for it.
 
@@ -109,8 +113,7 @@ def settle_random_start(
     if not isinstance(detector, Detector):
         return
     with Loader(
-        data,
-        "train",
+        open_split(data, "train"),
         transform=Flip(shrink=experiment.data.shrink),
         batch_size=_SETTLING_IMAGES,
         seed=experiment.seed,
@@ -131,8 +134,10 @@ def make_task(experiment: Experiment) -> Task | None:
     return tasks.make_task(experiment.task)
 
 
-def open_loader(setup: Setup, data: str, split: str, cache_dir: str | None = None) -> Loader:
-    """This rank's loader of a split, with the experiment's transforms."""
+def open_loader(
+    setup: Setup, data: Sequence[str], split: str, cache_dir: str | None = None
+) -> Loader:
+    """This rank's loader of a split of one or more datasets, with the experiment's transforms."""
     experiment = setup.experiment
     training = split == "train"
     settings = experiment.data
@@ -150,8 +155,7 @@ def open_loader(setup: Setup, data: str, split: str, cache_dir: str | None = Non
         )
     target = None if setup.task is None else setup.task.target
     return Loader(
-        data,
-        split,
+        open_split(data, split),
         transform=transform,
         batch_size=experiment.batch_size if training else experiment.evaluation.batch_size,
         seed=experiment.seed,

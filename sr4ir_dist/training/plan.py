@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from sr4ir_dist import checkpoint, experiments, recipes, storage
 from sr4ir_dist.config import Experiment, ExperimentError, Network, Role
 from sr4ir_dist.data.schema import Manifest
-from sr4ir_dist.data.shards import load_manifest
+from sr4ir_dist.data.splits import Split, dataset_uris, open_split
 from sr4ir_dist.metrics.lpips import load_lpips
 from sr4ir_dist.networks import published
 from sr4ir_dist.networks.pretrained import Backbone, WeightsError, load_weights
@@ -52,7 +53,7 @@ class EvaluationRequest:
     Attributes:
         checkpoint: its URI.
         experiment: its experiment, with evaluation settings changed where asked for.
-        data: URI of the dataset.
+        data: URI of the dataset, or of each one of a mix.
         split: the split to judge on.
         lpips: VGG16's weights, where LPIPS is reported.
         notes: what the figures lack, and why.
@@ -60,7 +61,7 @@ class EvaluationRequest:
 
     checkpoint: str
     experiment: Experiment
-    data: str
+    data: tuple[str, ...]
     split: str
     lpips: str | None = None
     notes: tuple[str, ...] = ()
@@ -72,7 +73,7 @@ class Plan:
 
     Attributes:
         experiment: with the number of classes filled in from the data.
-        data: URI of the dataset.
+        data: URI of the dataset, or of each one of a mix.
         run: the run's name: its experiment's and a digest of its settings, data and starts.
         run_uri: where everything of the run is stored.
         starts: where each network starts.
@@ -82,7 +83,7 @@ class Plan:
     """
 
     experiment: Experiment
-    data: str
+    data: tuple[str, ...]
     run: str
     run_uri: str
     starts: dict[Network, Start]
@@ -94,7 +95,7 @@ class Plan:
 def make_plan(
     experiment: Experiment,
     *,
-    data: str,
+    data: str | Sequence[str],
     storage_uri: str,
     say: Callable[[str], None] = lambda text: None,
 ) -> Plan:
@@ -102,7 +103,7 @@ def make_plan(
 
     Args:
         experiment: what to train.
-        data: URI of the dataset.
+        data: URI of the dataset; of several, to train on all of them as if they were one.
         storage_uri: where runs are kept, and weights that are fetched by name.
         say: is told what is fetched.
 
@@ -113,11 +114,12 @@ def make_plan(
         DatasetError: there is no such dataset, or it is of another format version.
         StorageError: the storage cannot be written.
     """
-    data, storage_uri = storage.absolute(data), storage.absolute(storage_uri)
-    manifests = [load_manifest(data, split) for split in ("train", "val")]
-    experiment = _with_classes(experiments.relevant(experiment), manifests, data)
+    uris, storage_uri = dataset_uris(data), storage.absolute(storage_uri)
+    training, validation = (open_split(uris, name) for name in ("train", "val"))
+    manifests = [training.manifest, validation.manifest]
+    experiment = _with_classes(experiments.relevant(experiment), [training, validation])
     storage.check_writable(storage_uri)
-    smallest = _smallest_step(experiment, manifests[0], data)
+    smallest = _smallest_step(experiment, training)
     run, starts = _run(experiment, manifests, storage_uri, say)
     given: dict[Network, Start] = {n: start for n, start in starts.items() if start.uri is not None}
     if given:
@@ -126,7 +128,8 @@ def make_plan(
             load_start(modules[network], start)
     lpips, notes = _lpips(experiment, storage_uri, say)
     run_uri = storage.join(storage_uri, run)
-    return Plan(experiment, data, run, run_uri, starts, smallest, lpips, notes)
+    notes += _absent(validation, "val")
+    return Plan(experiment, uris, run, run_uri, starts, smallest, lpips, notes)
 
 
 def load_start(module: nn.Module, start: Start) -> str:
@@ -146,7 +149,7 @@ def load_start(module: nn.Module, start: Start) -> str:
 def make_request(
     uri: str,
     *,
-    data: str | None,
+    data: str | Sequence[str] | None,
     split: str,
     settings: Iterable[str],
     storage_uri: str | None = None,
@@ -156,7 +159,7 @@ def make_request(
 
     Args:
         uri: a checkpoint, or a run for its newest one.
-        data: dataset; None for the one that the run was trained on.
+        data: dataset, or those of a mix; None for what the run was trained on.
         split: the split to judge on.
         settings: `key.path=value` assignments to the checkpoint's experiment.
         storage_uri: where weights that are fetched by name go; by default where the run lies.
@@ -170,41 +173,53 @@ def make_request(
     uri = checkpoint.resolve(storage.absolute(uri))
     saved = checkpoint.load(uri)
     experiment = override(load_experiment(saved), settings)
-    data = saved.json("run.json")["data"] if data is None else storage.absolute(data)
-    assert data is not None
-    manifest = load_manifest(data, split)
-    experiment = _with_classes(experiment, [manifest], data)
+    uris = dataset_uris(saved.json("run.json")["data"] if data is None else data)
+    opened = open_split(uris, split)
+    experiment = _with_classes(experiment, [opened])
     if storage_uri is None:
         # <storage>/<run>/checkpoints/<step>
         storage_uri = uri.rsplit("/", 3)[0]
     lpips, notes = _lpips(experiment, storage.absolute(storage_uri), say)
-    return EvaluationRequest(uri, experiment, data, split, lpips, notes)
+    notes += _absent(opened, split)
+    return EvaluationRequest(uri, experiment, uris, split, lpips, notes)
 
 
-def _with_classes(experiment: Experiment, manifests: list[Manifest], data: str) -> Experiment:
+def _absent(split: Split, name: str) -> tuple[str, ...]:
+    return tuple(f"{uri} has no split {name!r}" for uri in split.absent)
+
+
+def _with_classes(experiment: Experiment, splits: Sequence[Split]) -> Experiment:
     recipe, task = recipes.get(experiment.recipe), experiment.task
     if task is None or "task" not in recipe.init_from:
         return experiment
-    for manifest in manifests:
+    parts = [part for split in splits for part in split.parts]
+    first_uri, first = parts[0]
+    for uri, manifest in parts:
         if task.name not in manifest.tasks:
             raise ExperimentError(
                 f"experiment {experiment.name} needs a dataset for {task.name}, but the split "
-                f"{manifest.split!r} of {data} is for {', '.join(manifest.tasks)}"
+                f"{manifest.split!r} of {uri} is for {', '.join(manifest.tasks)}"
             )
-    count = len(manifests[0].class_names)
-    if any(manifest.class_names != manifests[0].class_names for manifest in manifests):
-        raise ExperimentError(f"the splits of {data} name different classes")
+        for number, (name, other) in enumerate(
+            zip_longest(first.class_names, manifest.class_names)
+        ):
+            if name != other:
+                raise ExperimentError(
+                    f"class {number} is {name!r} in the split {first.split!r} of {first_uri}, but "
+                    f"{other!r} in the split {manifest.split!r} of {uri}"
+                )
+    count = len(first.class_names)
     if task.classes not in (None, count):
-        raise ExperimentError(f"task.classes={task.classes}, but {data} has {count} classes")
+        raise ExperimentError(f"task.classes={task.classes}, but {splits[0]} has {count} classes")
     return experiment.model_copy(update={"task": task.model_copy(update={"classes": count})})
 
 
-def _smallest_step(experiment: Experiment, training: Manifest, data: str) -> int:
-    task, rows, batch = make_task(experiment), training.rows, experiment.batch_size
+def _smallest_step(experiment: Experiment, training: Split) -> int:
+    task, rows, batch = make_task(experiment), training.manifest.rows, experiment.batch_size
     if task is not None and task.target == "boxes":
         if rows < batch:
             raise ExperimentError(
-                f"batch_size={batch} exceeds the {rows} training images of {data}; detection "
+                f"batch_size={batch} exceeds the {rows} training images of {training}; detection "
                 "leaves out steps that are not full"
             )
         return batch

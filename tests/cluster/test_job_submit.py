@@ -172,7 +172,7 @@ def test_a_submitted_job_trains_from_and_into_a_bucket(
     saved = checkpoint.load(result["checkpoint"])
     for name in saved.files:
         assert len(saved.read(name)) > 0
-    assert saved.json("run.json")["data"] == data
+    assert saved.json("run.json")["data"] == [data]
 
     json_file = tmp_path / "figures.json"
     judged = head.run(

@@ -240,6 +240,7 @@ def test_bad_data(refused, drawn, tmp_path, sr_folder):
     line = refused(data=images)
     assert "needs a dataset for classification" in line
     assert f"the split 'train' of {images} is for images" in line
+    assert refused(NAME, "--data", images) == line  # as one of a mix
 
     later = tmp_path / "later"
     shutil.copytree(drawn, later)

@@ -9,6 +9,7 @@ from sr4ir_dist.data.groups import aspect_group
 from sr4ir_dist.data.loader import Loader
 from sr4ir_dist.data.schema import MANIFEST_NAME, DatasetError
 from sr4ir_dist.data.shards import load_manifest
+from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.data.transforms import Flip, PatchCrop
 
 BAD = {5, 17, 18, 29}
@@ -44,7 +45,7 @@ def read(uri, epoch=1, start_step=0, **changes):
         "target": "label",
         "threads": 2,
     }
-    with Loader(uri, "train", **(settings | changes)) as loader:
+    with Loader(open_split(uri, "train"), **(settings | changes)) as loader:
         return list(loader.epoch(epoch, start_step)), loader.bad_rows
 
 
@@ -63,8 +64,7 @@ def test_fail_ends_the_epoch_and_names_the_sample(flawed, source, shuffle):
 def test_a_row_near_it_stands_in_the_same_on_any_number_of_ranks(flawed, caplog):
     uri = flawed()
     with Loader(
-        uri,
-        "train",
+        open_split(uri, "train"),
         transform=Flip(),
         batch_size=8,
         seed=5,
@@ -155,8 +155,7 @@ def test_bad_rows_are_those_of_the_last_epoch_and_few_are_named(flawed, caplog):
     bad = set(range(0, 40, 4))
     uri = flawed(bad)
     with Loader(
-        uri,
-        "train",
+        open_split(uri, "train"),
         transform=PatchCrop(8, 4),
         batch_size=4,
         seed=0,
@@ -200,6 +199,7 @@ def test_an_unknown_policy_is_refused(flawed, tmp_path):
     path = tmp_path / "set" / "train" / MANIFEST_NAME
     value = json.loads(path.read_text())
     value["source"]["on_bad_row"] = "ignore"
+    del value["sha256"]
     path.write_text(json.dumps(value))
     with pytest.raises(DatasetError, match="on_bad_row is 'ignore': expected one of fail, skip"):
         load_manifest(uri, "train")

@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from sr4ir_dist import storage
 from sr4ir_dist.data.cache import ShardCache, default_cache_dir
 from sr4ir_dist.data.schema import DatasetError, Manifest
+from sr4ir_dist.data.splits import Split
 
 
 def cached(directory: Path) -> set[str]:
@@ -41,7 +41,7 @@ def damage(path: Path, how: str) -> None:
 def test_local_shards_are_opened_in_place(write, tmp_path):
     manifest = write(str(tmp_path / "set"), 40)
     assert len(manifest.shards) > 3
-    cache = ShardCache(str(tmp_path / "set"), manifest, directory=tmp_path / "cache")
+    cache = ShardCache(Split(((str(tmp_path / "set"), manifest),)), directory=tmp_path / "cache")
     ids = first_ids(cache, manifest)
     assert ids[0] == "r000"
     assert ids[-1] == f"r{40 - manifest.shards[-1].rows:03d}"
@@ -52,7 +52,7 @@ def test_local_shards_are_opened_in_place(write, tmp_path):
 def test_damaged_local_shard_is_named(write, tmp_path, how):
     manifest = write(str(tmp_path / "set"), 40)
     damage(tmp_path / "set" / "train" / manifest.shards[2].path, how)
-    cache = ShardCache(str(tmp_path / "set"), manifest)
+    cache = ShardCache(Split(((str(tmp_path / "set"), manifest),)))
     cache.open(1).close()
     with pytest.raises(DatasetError, match=f"{row_range(manifest, 2)} .*{how}"):
         cache.open(2)
@@ -60,7 +60,7 @@ def test_damaged_local_shard_is_named(write, tmp_path, how):
 
 def test_damage_after_the_first_use_is_noticed(write, tmp_path):
     manifest = write(str(tmp_path / "set"), 40)
-    cache = ShardCache(str(tmp_path / "set"), manifest)
+    cache = ShardCache(Split(((str(tmp_path / "set"), manifest),)))
     cache.open(2).close()
     damage(tmp_path / "set" / "train" / manifest.shards[2].path, "altered")
     with pytest.raises(DatasetError, match="altered"):
@@ -71,19 +71,19 @@ def test_missing_local_shard_is_named(write, tmp_path):
     manifest = write(str(tmp_path / "set"), 40)
     (tmp_path / "set" / "train" / manifest.shards[1].path).unlink()
     with pytest.raises(DatasetError, match=f"{row_range(manifest, 1)} the split\\) is not there"):
-        ShardCache(str(tmp_path / "set"), manifest).open(1)
+        ShardCache(Split(((str(tmp_path / "set"), manifest),))).open(1)
 
 
 def test_remote_shards_are_fetched_once(s3, write, tmp_path):
     uri = storage.join(s3(), "set")
     manifest = write(uri, 40)
-    cache = ShardCache(uri, manifest, directory=tmp_path)
+    cache = ShardCache(Split(((uri, manifest),)), directory=tmp_path)
     ids = first_ids(cache, manifest)
     assert ids[0] == "r000"
     assert cached(tmp_path) == {shard.sha256 for shard in manifest.shards}
     storage.delete(uri)
     assert first_ids(cache, manifest) == ids
-    assert first_ids(ShardCache(uri, manifest, directory=tmp_path), manifest) == ids
+    assert first_ids(ShardCache(Split(((uri, manifest),)), directory=tmp_path), manifest) == ids
     assert not list((tmp_path / "incoming").iterdir())
 
 
@@ -95,7 +95,7 @@ def test_damaged_remote_shard_is_named_and_never_cached(s3, write, tmp_path, how
     storage.download(shard_uri, tmp_path / "shard")
     damage(tmp_path / "shard", how)
     storage.upload(tmp_path / "shard", shard_uri)
-    cache = ShardCache(uri, manifest, directory=tmp_path / "cache")
+    cache = ShardCache(Split(((uri, manifest),)), directory=tmp_path / "cache")
     with pytest.raises(DatasetError, match=f"{row_range(manifest, 2)} .*{how}"):
         cache.open(2)
     assert cached(tmp_path / "cache") == set()
@@ -107,14 +107,14 @@ def test_missing_remote_shard_is_named(s3, write, tmp_path):
     manifest = write(uri, 40)
     storage.delete(storage.join(uri, "train", manifest.shards[1].path))
     with pytest.raises(DatasetError, match=f"s3://.*{row_range(manifest, 1)}.*cannot be read"):
-        ShardCache(uri, manifest, directory=tmp_path).open(1)
+        ShardCache(Split(((uri, manifest),)), directory=tmp_path).open(1)
 
 
 @pytest.mark.parametrize("how", ["truncated", "altered"])
 def test_damaged_copy_is_fetched_again(s3, write, tmp_path, how):
     uri = storage.join(s3(), "set")
     manifest = write(uri, 40)
-    cache = ShardCache(uri, manifest, directory=tmp_path)
+    cache = ShardCache(Split(((uri, manifest),)), directory=tmp_path)
     cache.open(2).close()
     copy = tmp_path / f"{manifest.shards[2].sha256}.arrow"
     whole = copy.read_bytes()
@@ -124,31 +124,18 @@ def test_damaged_copy_is_fetched_again(s3, write, tmp_path, how):
     assert copy.read_bytes() == whole
 
 
-def test_the_longest_unused_goes_first(s3, write, tmp_path):
-    uri = storage.join(s3(), "set")
-    manifest = write(uri, 60)
-    room = sum(sorted(shard.bytes for shard in manifest.shards)[-3:])
-    cache = ShardCache(uri, manifest, directory=tmp_path, max_bytes=room)
-    digests = [shard.sha256 for shard in manifest.shards]
-    for shard in (0, 1, 2, 0, 3):
-        cache.open(shard).close()
-    assert cached(tmp_path) == {digests[i] for i in (0, 2, 3)}
-    cache.open(4).close()
-    assert cached(tmp_path) == {digests[i] for i in (0, 3, 4)}
-
-
 def test_a_shard_in_use_stays(s3, write, tmp_path):
     uri = storage.join(s3(), "set")
     manifest = write(uri, 60)
     digests = [shard.sha256 for shard in manifest.shards]
-    cache = ShardCache(uri, manifest, directory=tmp_path, max_bytes=1)
+    cache = ShardCache(Split(((uri, manifest),)), directory=tmp_path, max_bytes=1)
     held = cache.open(0)
     # Another process's cache knows of the use as well.
     script = (
         "import sys; from pathlib import Path; from sr4ir_dist.data.cache import ShardCache\n"
-        "from sr4ir_dist.data.shards import load_manifest\n"
-        "manifest = load_manifest(sys.argv[1], 'train')\n"
-        "cache = ShardCache(sys.argv[1], manifest, directory=Path(sys.argv[2]), max_bytes=1)\n"
+        "from sr4ir_dist.data.splits import open_split\n"
+        "split = open_split(sys.argv[1], 'train')\n"
+        "cache = ShardCache(split, directory=Path(sys.argv[2]), max_bytes=1)\n"
         "cache.open(1).close(); cache.open(2).close()\n"
     )
     subprocess.run([sys.executable, "-c", script, uri, str(tmp_path)], check=True, timeout=60)
@@ -166,7 +153,7 @@ def test_what_a_killed_fetch_left_is_removed(s3, write, tmp_path):
         left = tmp_path / "incoming" / name
         left.mkdir(parents=True)
         (left / f"{name}.arrow").write_bytes(b"half")
-    ShardCache(uri, manifest, directory=tmp_path).open(0).close()
+    ShardCache(Split(((uri, manifest),)), directory=tmp_path).open(0).close()
     assert not list((tmp_path / "incoming").iterdir())
 
 
@@ -175,22 +162,22 @@ import sys
 from pathlib import Path
 from sr4ir_dist import storage
 from sr4ir_dist.data.cache import ShardCache
-from sr4ir_dist.data.shards import load_manifest
+from sr4ir_dist.data.splits import open_split
 
 uri, directory, log = sys.argv[1:]
-manifest = load_manifest(uri, "train")
+split = open_split(uri, "train")
 download = storage.download
 def logged(source, path):
     with open(log, "a") as sink:
         sink.write(source + "\\n")
     download(source, path)
 storage.download = logged
-cache = ShardCache(uri, manifest, directory=Path(directory))
+cache = ShardCache(split, directory=Path(directory))
 print("ready", flush=True)
 sys.stdin.readline()
-for shard in range(len(manifest.shards)):
+for shard, entry in enumerate(split.manifest.shards):
     with cache.open(shard) as opened:
-        assert len(opened.reader) == manifest.shards[shard].rows
+        assert len(opened.reader) == entry.rows
 """
 
 
@@ -213,29 +200,6 @@ def test_processes_that_want_the_same_shards_fetch_each_once(s3, write, tmp_path
     assert len(fetched) == len(manifest.shards) == len(set(fetched))
 
 
-def test_threads_with_too_little_room_all_get_their_shards(s3, write, tmp_path):
-    uri = storage.join(s3(), "set")
-    manifest = write(uri, 60)
-    failures = []
-
-    def read(offset: int) -> None:
-        cache = ShardCache(uri, manifest, directory=tmp_path, max_bytes=4000)
-        for i in range(2 * len(manifest.shards)):
-            shard = (i + offset) % len(manifest.shards)
-            with cache.open(shard) as opened:
-                if len(opened.reader) != manifest.shards[shard].rows:
-                    failures.append(shard)
-
-    threads = [threading.Thread(target=read, args=(n,)) for n in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
-    assert failures == []
-    assert sum(path.stat().st_size for path in tmp_path.glob("*.arrow")) < 20000
-
-
 def test_the_environment_names_the_directory(monkeypatch, tmp_path):
     monkeypatch.setenv("SR4IR_CACHE_DIR", str(tmp_path))
     assert default_cache_dir() == tmp_path
@@ -246,4 +210,4 @@ def test_the_environment_names_the_directory(monkeypatch, tmp_path):
 def test_refuses_no_room(write, tmp_path):
     manifest = write(str(tmp_path), 5)
     with pytest.raises(ValueError, match="cache_bytes must be 1 or more, got 0"):
-        ShardCache(str(tmp_path), manifest, max_bytes=0)
+        ShardCache(Split(((str(tmp_path), manifest),)), max_bytes=0)

@@ -13,6 +13,7 @@ from sr4ir_dist import faults, storage
 from sr4ir_dist.data.cache import ShardCache
 from sr4ir_dist.data.loader import Loader
 from sr4ir_dist.data.schema import DatasetError
+from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.data.transforms import PatchCrop
 
 SAID = {
@@ -63,8 +64,7 @@ def test_an_epoch_through_faults_of_every_kind_equals_one_without(s3, write, spo
         def read(rank: int) -> None:
             try:
                 with Loader(
-                    uri,
-                    "train",
+                    open_split(uri, "train"),
                     transform=PatchCrop(8, 4, train=True),
                     batch_size=16,
                     seed=3,
@@ -193,7 +193,7 @@ def test_a_shard_with_a_wrong_digest_is_fetched_twice(s3, write, spoil, tmp_path
     manifest = write(uri, 40)
     shard = manifest.shards[2]
     proxy = spoil("flip", only=shard.path, limit=2 * times)  # its HEAD has nothing to flip
-    cache = ShardCache(uri, manifest, directory=tmp_path / "cache")
+    cache = ShardCache(open_split(uri, "train"), directory=tmp_path / "cache")
     cache.open(1).close()
     if times == 1:
         cache.open(2).close()

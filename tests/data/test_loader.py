@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 import torch
 
@@ -8,6 +6,7 @@ from sr4ir_dist.batch import Batch
 from sr4ir_dist.data.groups import aspect_group
 from sr4ir_dist.data.loader import Loader
 from sr4ir_dist.data.schema import DatasetError
+from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.data.transforms import Flip, PatchCrop, ResizeCrop
 
 TRAIN = ResizeCrop(16, 12, train=True)
@@ -24,7 +23,7 @@ def make(uri, **changes) -> Loader:
         "target": "label",
         "threads": 2,
     }
-    return Loader(str(uri), "train", **(settings | changes))
+    return Loader(open_split(str(uri), "train"), **(settings | changes))
 
 
 def batches(uri, epoch=1, start_step=0, **changes) -> list[Batch]:
@@ -65,14 +64,11 @@ def test_to_makes_floats(write, tmp_path):
     assert torch.equal(moved.targets, batch.targets)
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4, 11])
+@pytest.mark.parametrize("world_size", [2, 3, 4, 8, 11])
 def test_ranks_together_read_what_one_rank_reads(write, tmp_path, world_size):
-    manifest = write(str(tmp_path), 37)
-    whole = batches(tmp_path, manifest=manifest)
-    shares = [
-        batches(tmp_path, manifest=manifest, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
+    write(str(tmp_path), 37)
+    whole = batches(tmp_path)
+    shares = [batches(tmp_path, rank=rank, world_size=world_size) for rank in range(world_size)]
     for step, batch in enumerate(whole):
         parts = [share[step] for share in shares]
         for name in ("hr", "sizes", "targets", "keys"):
@@ -80,6 +76,22 @@ def test_ranks_together_read_what_one_rank_reads(write, tmp_path, world_size):
             assert torch.equal(together, getattr(batch, name))
         assert sum((part.ids for part in parts), ()) == batch.ids
         assert {part.global_size for part in parts} == {batch.global_size}
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (4, 2), (3, 8)])
+def test_other_ranks_take_over_at_any_step(write, tmp_path, before, after):
+    write(str(tmp_path), 37)
+    whole = batches(tmp_path, 2)
+    first = [batches(tmp_path, 2, rank=rank, world_size=before) for rank in range(before)]
+    for cut in range(6):
+        rest = [batches(tmp_path, 2, cut, rank=r, world_size=after) for r in range(after)]
+        done = [share[:cut] for share in first]
+        applied = [*zip(*done, strict=True), *zip(*rest, strict=True)]
+        assert len(applied) == len(whole)
+        for parts, batch in zip(applied, whole, strict=True):
+            assert torch.equal(torch.cat([part.hr for part in parts]), batch.hr)
+        keys = torch.cat([part.keys for parts in applied for part in parts])
+        assert sorted(keys.tolist()) == list(range(37))
 
 
 def test_an_empty_share_is_a_batch(write, tmp_path):
@@ -95,14 +107,13 @@ def test_an_empty_share_is_a_batch(write, tmp_path):
 
 @pytest.mark.parametrize("transform", [TRAIN, PatchCrop(8, 4, train=True)])
 def test_resume_threads_and_prefetch_change_nothing(write, tmp_path, transform):
-    manifest = write(str(tmp_path), 37)
-    whole = batches(tmp_path, 3, manifest=manifest, transform=transform)
+    write(str(tmp_path), 37)
+    whole = batches(tmp_path, 3, transform=transform)
     for start in range(6):
         rest = batches(
             tmp_path,
             3,
             start,
-            manifest=manifest,
             transform=transform,
             threads=1 + start,
             prefetch_steps=1 + start,
@@ -112,10 +123,10 @@ def test_resume_threads_and_prefetch_change_nothing(write, tmp_path, transform):
 
 
 def test_augmentation_changes_with_epoch_and_seed_only(write, tmp_path):
-    manifest = write(str(tmp_path), 37)
+    write(str(tmp_path), 37)
 
     def pictures(epoch, **changes):
-        read = batches(tmp_path, epoch, manifest=manifest, shuffle=False, **changes)
+        read = batches(tmp_path, epoch, shuffle=False, **changes)
         return torch.cat([batch.hr for batch in read])
 
     first = pictures(1)
@@ -252,9 +263,9 @@ def test_nested_targets_move(write, tmp_path):
 
 def test_grouped_steps_hold_one_shape(write, tmp_path):
     sizes = ((24, 20), (20, 24), (20, 40), (20, 21))
-    manifest = write(str(tmp_path), 100, **DET, size=lambda row: sizes[row * row % 7 % 4])
+    write(str(tmp_path), 100, **DET, size=lambda row: sizes[row * row % 7 % 4])
     settings = {"transform": Flip(train=True), "target": "boxes", "grouped": True}
-    whole = batches(tmp_path, manifest=manifest, **settings)
+    whole = batches(tmp_path, **settings)
     assert len(whole) == 100 // 8
     groups = set()
     for batch in whole:
@@ -263,11 +274,9 @@ def test_grouped_steps_hold_one_shape(write, tmp_path):
         groups.add(group)
     assert len(groups) > 2
     for start in (3, 11):
-        rest = batches(tmp_path, 1, start, manifest=manifest, threads=1, **settings)
+        rest = batches(tmp_path, 1, start, threads=1, **settings)
         assert [batch.ids for batch in rest] == [batch.ids for batch in whole[start:]]
-    halves = [
-        batches(tmp_path, manifest=manifest, rank=rank, world_size=2, **settings) for rank in (0, 1)
-    ]
+    halves = [batches(tmp_path, rank=rank, world_size=2, **settings) for rank in (0, 1)]
     for first, second, batch in zip(*halves, whole, strict=True):
         assert first.ids + second.ids == batch.ids
         together = first.targets + second.targets
@@ -331,15 +340,13 @@ def test_reads_from_s3_what_it_reads_from_disk(s3, write, tmp_path):
 
 
 def test_bad_settings(write, tmp_path):
-    manifest = write(str(tmp_path), 9)
+    write(str(tmp_path), 9)
     with pytest.raises(ValueError, match="threads must be 1 or more, got 0"):
         make(tmp_path, threads=0)
     with pytest.raises(ValueError, match="prefetch_steps must be 1 or more, got 0"):
         make(tmp_path, prefetch_steps=0)
     with pytest.raises(ValueError, match=r"rank must be in 0\.\.1, got 2"):
         make(tmp_path, rank=2, world_size=2)
-    with pytest.raises(DatasetError, match="manifest is of split 'val', expected 'train'"):
-        make(tmp_path, manifest=dataclasses.replace(manifest, split="val"))
     with pytest.raises(DatasetError, match="manifest"):
         make(tmp_path / "nowhere")
     with make(tmp_path) as loader:

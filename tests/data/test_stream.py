@@ -14,6 +14,7 @@ from sr4ir_dist import storage
 from sr4ir_dist.data.cache import ShardCache
 from sr4ir_dist.data.order import Order
 from sr4ir_dist.data.schema import DatasetError, Manifest
+from sr4ir_dist.data.splits import Split
 from sr4ir_dist.data.stream import Pools, Stream
 from sr4ir_dist.data.transforms import PatchCrop
 
@@ -74,7 +75,7 @@ def make(uri: str, manifest: Manifest, pools: Pools, cache: ShardCache | None = 
     }
     return order, Stream(
         order,
-        cache or ShardCache(uri, manifest),
+        cache or ShardCache(Split(((uri, manifest),))),
         tuple(shard.bytes for shard in manifest.shards),
         changes.pop("transform", PatchCrop(8, 4, train=True)),
         "label",
@@ -111,7 +112,7 @@ def test_shards_are_closed_when_done(write, tmp_path, pools, ahead_bytes):
     manifest = write(str(tmp_path), 120)
     shards = len(manifest.shards)
     assert shards > 12
-    cache = Opened(str(tmp_path), manifest)
+    cache = Opened(Split(((str(tmp_path), manifest),)))
     _, stream = make(
         str(tmp_path), manifest, pools, cache, ahead_bytes=ahead_bytes, prefetch_steps=1
     )
@@ -126,7 +127,7 @@ def test_shards_are_closed_when_done(write, tmp_path, pools, ahead_bytes):
 
 def test_next_windows_shards_are_opened_ahead(write, tmp_path, pools):
     manifest = write(str(tmp_path), 60)
-    cache = Opened(str(tmp_path), manifest)
+    cache = Opened(Split(((str(tmp_path), manifest),)))
     order, stream = make(
         str(tmp_path), manifest, pools, cache, shuffle=False, batch_size=4, prefetch_steps=1
     )
@@ -154,7 +155,7 @@ def test_damaged_shard_surfaces_where_it_is_needed(write, tmp_path, pools, how):
         del data[-1]
     path.write_bytes(data)
     start = sum(other.rows for other in manifest.shards[:damaged])
-    cache = Opened(str(tmp_path), manifest)
+    cache = Opened(Split(((str(tmp_path), manifest),)))
     _, stream = make(str(tmp_path), manifest, pools, cache, shuffle=False)
     seen: list[int] = []
 
@@ -173,7 +174,7 @@ def test_damaged_shard_surfaces_where_it_is_needed(write, tmp_path, pools, how):
 
 def test_closing_early_starts_nothing_more(write, tmp_path, pools):
     manifest = write(str(tmp_path), 120)
-    cache = Opened(str(tmp_path), manifest)
+    cache = Opened(Split(((str(tmp_path), manifest),)))
     slow = Slow(8, 4)
     _, stream = make(str(tmp_path), manifest, pools, cache, transform=slow)
     next(stream)
@@ -217,9 +218,10 @@ def test_a_process_that_forgets_to_close_ends(write, tmp_path):
     write(str(tmp_path), 60)
     script = (
         "import sys; from sr4ir_dist.data.loader import Loader\n"
+        "from sr4ir_dist.data.splits import open_split\n"
         "from sr4ir_dist.data.transforms import PatchCrop\n"
-        "loader = Loader(sys.argv[1], 'train', transform=PatchCrop(8, 4, train=True), seed=0,\n"
-        "    batch_size=4, rank=0, world_size=1, shuffle=True, threads=2)\n"
+        "loader = Loader(open_split(sys.argv[1], 'train'), transform=PatchCrop(8, 4, train=True),\n"
+        "    seed=0, batch_size=4, rank=0, world_size=1, shuffle=True, threads=2)\n"
         "batches = loader.epoch(1); next(batches); print('read', flush=True)\n"
     )
     done = subprocess.run(
@@ -231,7 +233,7 @@ def test_a_process_that_forgets_to_close_ends(write, tmp_path):
 def test_remote_shards_through_a_tiny_cache(s3, write, tmp_path, pools):
     uri = storage.join(s3(), "set")
     manifest = write(uri, 60)
-    cache = ShardCache(uri, manifest, directory=Path(tmp_path), max_bytes=5000)
+    cache = ShardCache(Split(((uri, manifest),)), directory=Path(tmp_path), max_bytes=5000)
     order, stream = make(uri, manifest, pools, cache, ahead_bytes=2500)
     seen = [row for rows, _ in stream for row in rows.tolist()]
     assert sorted(seen) == list(range(60))

@@ -9,6 +9,7 @@ from sr4ir_dist import experiments
 from sr4ir_dist.data.convert import CONVERTERS
 from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.data.loader import Loader
+from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.data.transforms import Flip
 from sr4ir_dist.overrides import override
 from sr4ir_dist.training.build import build_networks, make_setup, open_loader
@@ -76,6 +77,12 @@ def test_images_that_the_border_leaves_nothing_of_are_counted(data):
 
 def val_sizes(data):
     with Loader(
-        data, "val", transform=Flip(), batch_size=1, seed=0, rank=0, world_size=1, shuffle=False
+        open_split(data, "val"),
+        transform=Flip(),
+        batch_size=1,
+        seed=0,
+        rank=0,
+        world_size=1,
+        shuffle=False,
     ) as loader:
         return [tuple(batch.sizes[0].tolist()) for batch in loader.epoch(1)]

@@ -1,6 +1,9 @@
 """Plans: a run's name, where its networks start, and what is refused before a worker starts."""
 
+import dataclasses
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ from sr4ir_dist import experiments
 from sr4ir_dist.config import ExperimentError
 from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
 from sr4ir_dist.data.convert.write import convert
+from sr4ir_dist.data.schema import DatasetError
+from sr4ir_dist.data.shards import load_manifest
 from sr4ir_dist.networks.edsr import EDSR
 from sr4ir_dist.networks.pretrained import WeightsError
 from sr4ir_dist.networks.vgg import VGG19
@@ -165,3 +170,46 @@ def test_a_network_that_the_recipe_needs_cannot_be_left_out(data, tmp_path):
         experiment = override(experiments.make("drawn_cls/edsr-x4/sr4ir"), [setting])
         with pytest.raises(ExperimentError, match=f"needs a {role} network, but {role} is null"):
             make_plan(experiment, data=data, storage_uri=str(tmp_path))
+
+
+def test_a_mix_is_planned_as_one_dataset(data, tmp_path):
+    more = str(tmp_path / "more")
+    convert(DRAWN, open_drawn(train_count=8, val_count=8, size=32, seed=1), more, threads=1)
+    h2t = override(experiments.make("drawn_cls/h2t"), ["data.resize=32", "data.crop=32", *SHORT])
+
+    def plan(*uris):
+        return make_plan(h2t, data=uris, storage_uri=str(tmp_path / "runs"))
+
+    names = {plan(*uris).run for uris in ((data,), (more,), (data, more), (more, data))}
+    assert len(names) == 4
+    assert plan(data) == make_plan(h2t, data=data, storage_uri=str(tmp_path / "runs"))
+    mix = plan(data, more)
+    assert mix.data == (data, more)
+    assert mix.experiment.task.classes == 8
+
+    shutil.rmtree(f"{more}/val")
+    partly = plan(data, more)
+    assert partly.notes == (*mix.notes, f"{more} has no split 'val'")
+    assert partly.run != mix.run
+    with pytest.raises(DatasetError, match=f"{more}/val/"):
+        plan(more)
+
+
+def test_parts_of_a_mix_must_name_the_same_classes_where_a_task_needs_them(data, tmp_path):
+    other = str(tmp_path / "other")
+    shutil.copytree(data, other)
+    for split in ("train", "val"):
+        manifest = load_manifest(other, split)
+        renamed = (*manifest.class_names[:5], "else", *manifest.class_names[6:])
+        manifest = dataclasses.replace(manifest, class_names=renamed)
+        (Path(other) / split / "manifest.json").write_bytes(manifest.to_bytes())
+
+    def plan(name):
+        experiment = override(experiments.make(name), ["batch_size=8"])
+        return make_plan(experiment, data=[data, other], storage_uri=str(tmp_path / "runs"))
+
+    name = load_manifest(data, "train").class_names[5]
+    message = f"class 5 is '{name}' in the split 'train' of {data}, but 'else' in the split 'train'"
+    with pytest.raises(ExperimentError, match=f"{message} of {other}"):
+        plan("drawn_cls/h2t")
+    assert plan("folder_sr/edsr-x4/pretrain").data == (data, other)
