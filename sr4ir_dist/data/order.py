@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from sr4ir_dist.data.groups import steps_of_groups
 
 Int64s = NDArray[np.int64]
+_WINDOW_ROWS = 16384
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Order:
         seed: the run's seed, 0 or more.
         batch_size: samples of a step over all ranks.
         shuffle: False keeps the split's own order in every epoch, for evaluation.
-        window_rows: about how many rows are shuffled together; at least one record batch.
+        window_rows: about how many rows are shuffled together; at least one record batch. By
+            default 16,384, or four steps of each group where that is more: rows of one step are
+            not apart.
         drop_last: leaves out the last step of an epoch where it would be short.
         batch_groups: for each shard the group of each of its record batches. With it every step
             holds `batch_size` rows of one group and an epoch has floor(rows / batch_size) steps:
@@ -77,21 +80,20 @@ class Order:
         seed: int,
         batch_size: int,
         shuffle: bool,
-        window_rows: int = 16384,
+        window_rows: int | None = None,
         drop_last: bool = False,
         batch_groups: Sequence[Sequence[int]] | None = None,
     ) -> None:
         for name, value, least in (
             ("seed", seed, 0),
             ("batch_size", batch_size, 1),
-            ("window_rows", window_rows, 1),
+            ("window_rows", 1 if window_rows is None else window_rows, 1),
         ):
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, got {value}")
         self.seed = seed
         self.batch_size = batch_size
         self.shuffle = shuffle
-        self.window_rows = window_rows
         self.drop_last = drop_last
         batches = np.fromiter((len(rows) for rows in batch_rows), np.int64, len(batch_rows))
         self._rows = np.fromiter(
@@ -107,6 +109,9 @@ class Order:
         self._groups: tuple[tuple[int, int], ...] = ()  # each group's number and rows
         if batch_groups is not None:
             self._take_groups(batch_rows, batch_groups)
+        self.window_rows = window_rows or max(
+            _WINDOW_ROWS, 4 * batch_size * max(1, len(self._groups))
+        )
         if self.steps_per_epoch == 0:
             raise ValueError(
                 f"a split of {self.total} rows has no step of {batch_size} samples"
@@ -238,7 +243,8 @@ class Order:
         """The epoch's line, or one for each group."""
         shard_rank = _random_ranks(len(self._shard_starts) - 1, self.seed, epoch, 0)
         batch_rank = _random_ranks(len(self._rows), self.seed, epoch, 1)
-        drawn = np.lexsort((batch_rank, shard_rank[self._shard_of_batch]))
+        # One sort by both: a third of the time of lexsort where there are millions.
+        drawn = np.argsort(shard_rank[self._shard_of_batch] * len(self._rows) + batch_rank)
         if self._group_of_batch is None:
             return (self._make_line(drawn, (2,), self.window_rows),)
         group_of_drawn = self._group_of_batch[drawn]

@@ -1,4 +1,3 @@
-import time
 from collections import Counter
 
 import numpy as np
@@ -68,24 +67,6 @@ def test_everything_is_seen_within_a_few_epochs():
     assert seen == set(range(TOTAL))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8, 40])
-def test_ranks_together_see_the_same_global_batch(world_size):
-    order = make()
-    for step in range(order.steps_per_epoch):
-        shares = [order.share(2, step, rank, world_size) for rank in range(world_size)]
-        assert np.concatenate(shares).tolist() == order.global_batch(2, step).tolist()
-        sizes = [len(share) for share in shares]
-        assert max(sizes) - min(sizes) <= 1
-
-
-def test_resume_from_any_step_gives_what_remained():
-    whole = [batch.tolist() for batch in epoch_batches(make(), 4)]
-    for start in range(len(whole)):
-        fresh = make()
-        rest = [fresh.global_batch(4, s).tolist() for s in range(start, fresh.steps_per_epoch)]
-        assert rest == whole[start:]
-
-
 def test_epochs_and_seeds_differ():
     first = np.concatenate(epoch_batches(make(), 1))
     for order, epoch in ((make(), 2), (make(seed=4), 1)):
@@ -129,19 +110,6 @@ def test_a_window_bounds_the_shards_in_use():
     # A window is 20 steps of 400; a shard may lie across two of them, and both lines pass it at
     # about the same time.
     assert max(max(steps) - min(steps) for steps in steps_of.values()) <= 50
-
-
-def test_millions_of_record_batches_take_no_long_time():
-    begin = time.perf_counter()
-    order = Order(
-        [(1024,) * 16] * 30_000,
-        batch_groups=[(5,) * 12 + (2,) * 4] * 30_000,
-        **{"seed": 0, "batch_size": 4096, "shuffle": True},
-    )
-    for step in (0, 1, 2, order.steps_per_epoch - 1):
-        order.share(1, step, 3, 8)
-    assert time.perf_counter() - begin < 5
-    assert order.steps_per_epoch == 120_000
 
 
 def test_bad_settings():
