@@ -80,7 +80,7 @@ def write_rows(
     return load_manifest(uri, "train")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write() -> Callable[..., Manifest]:
     """`write_rows`, for tests."""
     return write_rows
