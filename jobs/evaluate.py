@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sr4ir_dist import parallel
 from sr4ir_dist.cli import (
     Address,
     CacheDir,
@@ -64,7 +65,7 @@ def main(
             storage_uri=storage_uri,
             say=say,
         )
-        launch.connect(address)
+        parallel.connect(address)
         resources = launch.Resources(workers, cpus, gpu)
         figures = launch.evaluate(request, resources, storage_uri=storage_uri, cache_dir=cache_dir)
         table = result_table(request.experiment.name, figures)

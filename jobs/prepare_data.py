@@ -1,16 +1,29 @@
-"""Make a dataset of Arrow shards from images as they are published."""
+"""Make a dataset of Arrow shards from images as they are published, and verify one."""
 
+import inspect
+import time
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sr4ir_dist import storage
-from sr4ir_dist.cli import JsonFile, console, notices, user_errors, write_result
+from sr4ir_dist import parallel, storage
+from sr4ir_dist.cli import (
+    Address,
+    JsonFile,
+    console,
+    progress_bars,
+    refuse_job_folder,
+    say,
+    user_errors,
+    write_result,
+)
 from sr4ir_dist.data.convert import CONVERTERS
-from sr4ir_dist.data.convert.write import ConvertedSplit, convert, refuse_existing
+from sr4ir_dist.data.convert.source import Converter
+from sr4ir_dist.data.convert.write import ConvertedSplit, convert
+from sr4ir_dist.data.verify import VerifiedSplit, verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,15 +31,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help=(
-        "Make a dataset of Arrow shards from images as they are published.\n\n"
+        "Make a dataset of Arrow shards from images as they are published, or verify one.\n\n"
         "Images keep their bytes; each one is decoded once to see that it can be. The dataset "
-        "appears at --out when everything is written, or not at all. Train on it with "
+        "appears at --out when everything is written, or not at all. The same command again "
+        "continues a conversion that was interrupted; files of the source that were changed in "
+        "place meanwhile are not noticed. Train on it with "
         "`python jobs/train.py ... --data OUT`.\n\n"
         "Places are paths or URIs: `birds/`, `file:///data/birds`, `s3://bucket/data/birds`. For "
         "S3, set AWS_REGION, for another store than AWS AWS_ENDPOINT_URL, and have credentials in "
-        "the usual places."
+        "the usual places.\n\n"
+        "The work is done on this machine, or by all nodes of a Ray cluster where there is one: "
+        "with --address, with RAY_ADDRESS set, or in a job submitted to it. Paths must then be on "
+        "storage that all nodes share, under the same name."
     ),
 )
+# A task on a cluster has 1 CPU: some of its threads wait for files while one decodes.
+_THREADS_OF_TASK = 4
 
 
 class OnBadRow(StrEnum):
@@ -36,263 +56,165 @@ class OnBadRow(StrEnum):
     skip = "skip"
 
 
-Root = Annotated[str, typer.Option(help="The source's folder, a path or URI.")]
-Out = Annotated[str, typer.Option(help="Where the dataset goes, a path or URI.")]
-Name = Annotated[
-    str | None,
-    typer.Option(help="The dataset's name in its manifest.", show_default="the source's"),
-]
-Bad = Annotated[
-    OnBadRow,
-    typer.Option(help="An image that cannot be read: fail, or skip it, count it and list it."),
-]
-Overwrite = Annotated[bool, typer.Option(help="Replace a dataset that is there.")]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="Images read and checked at once.", show_default="number of CPUs"),
-]
-Count = Annotated[int, typer.Option(min=1)]
-CocoRoot = Annotated[
-    str | None,
-    typer.Option(help="The source's folder; not needed if the four places below are given."),
-]
-TrainJson = Annotated[
-    str | None,
     typer.Option(
-        help="The train split's JSON.", show_default="ROOT/annotations/instances_train2017.json"
+        min=1,
+        help="Images of a shard that are read and checked at once; two shards at a time are worked "
+        "on here, on a cluster one for each CPU.",
+        show_default="half the CPUs; 4 on a cluster",
     ),
 ]
-ValJson = Annotated[
-    str | None,
-    typer.Option(
-        help="The val split's JSON.", show_default="ROOT/annotations/instances_val2017.json"
-    ),
-]
-TrainImages = Annotated[
-    str | None, typer.Option(help="The train split's images.", show_default="ROOT/train2017")
-]
-ValImages = Annotated[
-    str | None, typer.Option(help="The val split's images.", show_default="ROOT/val2017")
-]
-
-VOC_ROOT = (
-    "--root is VOCdevkit, or a year's folder in it: the folder with ImageSets, JPEGImages, "
-    "Annotations and SegmentationClass."
-)
-COCO_ROOT = (
-    "--root has annotations/instances_train2017.json, annotations/instances_val2017.json, "
-    "train2017/ and val2017/; any of the four may be given instead, for sets of one's own."
-)
-CARS_ROOT = (
-    "--root is the folder with train/ and test/ (one folder a class in each), or the one with "
-    "car_data/ in it. The official test split becomes val."
-)
 
 
-def _help(converter: str, more: str) -> str:
-    return f"{CONVERTERS[converter].help}\n\n{more}"
-
-
-@app.command("voc_seg", help=_help("voc_seg", VOC_ROOT))
-def voc_seg(
-    root: Root,
-    out: Out,
-    name: Name = None,
-    on_bad_row: Bad = OnBadRow.fail,
-    overwrite: Overwrite = False,
-    threads: Threads = None,
-    json: JsonFile = None,
-) -> None:
-    _run("voc_seg", {"root": root}, out, name, on_bad_row, overwrite, threads, json)
-
-
-@app.command("voc_det", help=_help("voc_det", VOC_ROOT))
-def voc_det(
-    root: Root,
-    out: Out,
-    name: Name = None,
-    on_bad_row: Bad = OnBadRow.fail,
-    overwrite: Overwrite = False,
-    threads: Threads = None,
-    json: JsonFile = None,
-) -> None:
-    _run("voc_det", {"root": root}, out, name, on_bad_row, overwrite, threads, json)
-
-
-@app.command("coco_seg", help=_help("coco_seg", COCO_ROOT))
-def coco_seg(
-    out: Out,
-    root: CocoRoot = None,
-    train_annotations: TrainJson = None,
-    val_annotations: ValJson = None,
-    train_images: TrainImages = None,
-    val_images: ValImages = None,
-    name: Name = None,
-    on_bad_row: Bad = OnBadRow.fail,
-    overwrite: Overwrite = False,
-    threads: Threads = None,
-    json: JsonFile = None,
-) -> None:
-    options = _coco_options(root, train_annotations, val_annotations, train_images, val_images)
-    _run("coco_seg", options, out, name, on_bad_row, overwrite, threads, json)
-
-
-@app.command("coco_det", help=_help("coco_det", COCO_ROOT))
-def coco_det(
-    out: Out,
-    root: CocoRoot = None,
-    train_annotations: TrainJson = None,
-    val_annotations: ValJson = None,
-    train_images: TrainImages = None,
-    val_images: ValImages = None,
-    name: Name = None,
-    on_bad_row: Bad = OnBadRow.fail,
-    overwrite: Overwrite = False,
-    threads: Threads = None,
-    json: JsonFile = None,
-) -> None:
-    options = _coco_options(root, train_annotations, val_annotations, train_images, val_images)
-    _run("coco_det", options, out, name, on_bad_row, overwrite, threads, json)
-
-
-@app.command(help=_help("cars", CARS_ROOT))
-def cars(
-    root: Root,
-    out: Out,
-    name: Name = None,
-    on_bad_row: Bad = OnBadRow.fail,
-    overwrite: Overwrite = False,
-    threads: Threads = None,
-    json: JsonFile = None,
-) -> None:
-    _run("cars", {"root": root}, out, name, on_bad_row, overwrite, threads, json)
-
-
-@app.command(help=CONVERTERS["cub200"].help)
-def cub200(
-    root: Root,
-    out: Out,
-    name: Name = None,
-    on_bad_row: Bad = OnBadRow.fail,
-    overwrite: Overwrite = False,
-    threads: Threads = None,
-    json: JsonFile = None,
-) -> None:
-    _run("cub200", {"root": root}, out, name, on_bad_row, overwrite, threads, json)
-
-
-@app.command(help=CONVERTERS["image-folder"].help)
-def image_folder(
-    root: Root,
-    out: Out,
-    name: Name = None,
-    on_bad_row: Bad = OnBadRow.fail,
-    overwrite: Overwrite = False,
-    threads: Threads = None,
-    json: JsonFile = None,
-) -> None:
-    _run("image-folder", {"root": root}, out, name, on_bad_row, overwrite, threads, json)
-
-
-@app.command(help=CONVERTERS["sr-folder"].help)
-def sr_folder(
-    root: Root,
-    out: Out,
-    val_count: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Evenly spaced images to hold out as val, without train and val folders.",
-            show_default="a tenth, at least 1",
-        ),
-    ] = None,
-    name: Name = None,
-    on_bad_row: Bad = OnBadRow.fail,
-    overwrite: Overwrite = False,
-    threads: Threads = None,
-    json: JsonFile = None,
-) -> None:
-    options = {"root": root, "val_count": val_count}
-    _run("sr-folder", options, out, name, on_bad_row, overwrite, threads, json)
-
-
-@app.command(help=CONVERTERS["drawn"].help)
-def drawn(
-    out: Out,
-    train_count: Count = 1024,
-    val_count: Count = 256,
-    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other images.")] = 0,
-    name: Name = None,
-    overwrite: Overwrite = False,
-    json: JsonFile = None,
-) -> None:
-    options = {"train_count": train_count, "val_count": val_count, "size": size, "seed": seed}
-    _run("drawn", options, out, name, OnBadRow.fail, overwrite, None, json)
-
-
-def _coco_options(
-    root: str | None,
-    train_annotations: str | None,
-    val_annotations: str | None,
-    train_images: str | None,
-    val_images: str | None,
-) -> dict[str, Any]:
-    return {
-        "root": root,
-        "train_annotations": train_annotations,
-        "val_annotations": val_annotations,
-        "train_images": train_images,
-        "val_images": val_images,
-    }
-
-
-def _run(
-    converter_name: str,
+def _convert(
+    converter: Converter,
     options: dict[str, Any],
-    out: str,
-    name: str | None,
-    on_bad_row: OnBadRow,
-    overwrite: bool,
-    threads: int | None,
-    json: str | None,
+    *,
+    out: Annotated[str, typer.Option(help="Where the dataset goes, a path or URI.")],
+    name: Annotated[
+        str | None,
+        typer.Option(help="The dataset's name in its manifest.", show_default="the source's"),
+    ] = None,
+    on_bad_row: Annotated[
+        OnBadRow,
+        typer.Option(
+            help="An image that cannot be read: fail, or skip it, count it and list it. Training "
+            "on the dataset will do the same."
+        ),
+    ] = OnBadRow.fail,
+    overwrite: Annotated[bool, typer.Option(help="Replace a dataset that is there.")] = False,
+    threads: Threads = None,
+    address: Address = None,
+    json: JsonFile = None,
 ) -> None:
+    """Convert a source; the keywords are the options that all converters' commands have."""
     with user_errors():
-        converter = CONVERTERS[converter_name]
-        source = converter.open(**options)
-        refuse_existing(out, source.splits, overwrite)
-        storage.check_writable(out)
+        refuse_job_folder(out, "--out")
+        places = {key: storage.absolute(v) for key, v in options.items() if isinstance(v, str)}
+        source = converter.open(**{**options, **places})
         for note in source.notes:
-            notices.print(f"note: {note}", markup=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=notices) as progress:
-            bars = {
-                split: progress.add_task(split, total=count)
-                for split, count in source.counts.items()
-            }
+            say(f"note: {note}")
+        run, threads = _workers(address, threads)
+        start = time.monotonic()
+        with progress_bars() as progress:
             splits = convert(
                 converter,
                 source,
-                out,
+                storage.absolute(out),
                 name=name,
                 on_bad_row=on_bad_row.value,
                 overwrite=overwrite,
                 threads=threads,
-                progress=lambda split, done: progress.update(bars[split], completed=done),
+                run=run,
+                progress=progress,
+                say=say,
             )
-        write_result(json, _summary(out, splits))
+        summary = _summary(out, splits, time.monotonic() - start)
+        write_result(json, summary)
     for split, result in splits.items():
         for message in result.skipped[:10]:
-            notices.print(f"skipped in {split}: {message}", markup=False, soft_wrap=True)
+            say(f"skipped in {split}: {message}")
         for what, count in result.tally.items():
             if count:
-                notices.print(f"{split}: {what}: {count:,}", markup=False)
-    _print_table(out, splits)
+                say(f"{split}: {what}: {count:,}")
+    _print_summary(next(iter(splits.values())), summary)
 
 
-def _summary(out: str, splits: dict[str, ConvertedSplit]) -> dict[str, Any]:
+def _command(converter: Converter) -> Callable[..., None]:
+    """The command of a converter: its own options, then those that all have."""
+
+    def command(**given: Any) -> None:
+        options = {name: given.pop(name) for name in converter.options}
+        _convert(converter, options, **given)
+
+    opened = inspect.signature(converter.open).parameters
+    own = [
+        opened[name].replace(
+            kind=inspect.Parameter.KEYWORD_ONLY,
+            annotation=Annotated[opened[name].annotation, typer.Option(help=text)],
+        )
+        for name, text in converter.options.items()
+    ]
+    shared = inspect.signature(_convert).parameters.values()
+    parameters = [*own, *(each for each in shared if each.kind is each.KEYWORD_ONLY)]
+    # What cannot be left out comes first in the help.
+    parameters.sort(key=lambda each: each.default is not each.empty)
+    # Where typer looks for the options.
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
+
+
+for _name, _converter in CONVERTERS.items():
+    app.command(_name, help=_converter.help)(_command(_converter))
+
+
+@app.command("verify")
+def verify_dataset(
+    uri: Annotated[str, typer.Argument(help="The dataset, a path or URI.")],
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="A split to check; may be repeated.", show_default="all"),
+    ] = None,
+    threads: Threads = None,
+    address: Address = None,
+    json: JsonFile = None,
+) -> None:
+    """Check every digest of a dataset, and decode every image and mask.
+
+    What is wrong is listed with shard, row and sample; the exit code is 1 then.
+    """
+    with user_errors():
+        run, threads = _workers(address, threads)
+        start = time.monotonic()
+        with progress_bars() as progress:
+            found = verify(
+                storage.absolute(uri), split or (), threads=threads, run=run, progress=progress
+            )
+        seconds = time.monotonic() - start
+        write_result(json, _findings(uri, found, seconds))
+    for each in found.values():
+        for problem in each.problems:
+            say(f"problem: {problem}")
+    table = Table("split", title=f"verified in {seconds:.1f} s", caption=uri)
+    for heading in ("rows", "shards", "MB", "problems"):
+        table.add_column(heading, justify="right")
+    for name, each in found.items():
+        size = f"{each.bytes / 1e6:.1f}"
+        table.add_row(name, f"{each.rows:,}", str(each.shards), size, str(len(each.problems)))
+    console.print(table)
+    if any(each.problems for each in found.values()):
+        raise typer.Exit(1)
+
+
+def _workers(address: str | None, threads: int | None) -> tuple[parallel.Run | None, int | None]:
+    """Where the work is done, None for here, and how many threads each part of it has."""
+    if not parallel.wants_cluster(address):
+        return None, threads
+    parallel.connect(address)
+    return parallel.on_cluster(), threads or _THREADS_OF_TASK
+
+
+def _findings(uri: str, found: dict[str, VerifiedSplit], seconds: float) -> dict[str, Any]:
+    return {
+        "uri": uri,
+        "seconds": seconds,
+        "splits": {
+            name: {**vars(each), "problems": [vars(problem) for problem in each.problems]}
+            for name, each in found.items()
+        },
+    }
+
+
+def _summary(out: str, splits: dict[str, ConvertedSplit], seconds: float) -> dict[str, Any]:
+    images = sum(
+        result.manifest.rows + len(result.skipped) - result.resumed for result in splits.values()
+    )
     return {
         "out": out,
+        "seconds": seconds,
+        "images_per_second": images / seconds,
         "splits": {
             split: {
                 "rows": result.manifest.rows,
@@ -301,6 +223,7 @@ def _summary(out: str, splits: dict[str, ConvertedSplit]) -> dict[str, Any]:
                 "record_batches": sum(len(s.batch_rows) for s in result.manifest.shards),
                 "bytes": sum(s.bytes for s in result.manifest.shards),
                 "skipped": list(result.skipped),
+                "resumed": result.resumed,
                 "tally": result.tally,
                 "digest": result.manifest.digest,
             }
@@ -309,13 +232,13 @@ def _summary(out: str, splits: dict[str, ConvertedSplit]) -> dict[str, Any]:
     }
 
 
-def _print_table(out: str, splits: dict[str, ConvertedSplit]) -> None:
-    first = next(iter(splits.values())).manifest
-    table = Table(title=f"{first.name}: {', '.join(first.tasks)}", caption=out)
+def _print_summary(first: ConvertedSplit, summary: dict[str, Any]) -> None:
+    manifest = first.manifest
+    table = Table(title=f"{manifest.name}: {', '.join(manifest.tasks)}", caption=summary["out"])
     headings = ("split", "rows", "skipped", "classes", "shards", "record batches", "MB")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "split" else "right")
-    for split, row in _summary(out, splits)["splits"].items():
+    for split, row in summary["splits"].items():
         table.add_row(
             split,
             f"{row['rows']:,}",
@@ -326,6 +249,9 @@ def _print_table(out: str, splits: dict[str, ConvertedSplit]) -> None:
             f"{row['bytes'] / 1e6:.1f}",
         )
     console.print(table)
+    if summary["images_per_second"]:
+        seconds, speed = f"{summary['seconds']:.1f} s", f"{summary['images_per_second']:,.0f}"
+        console.print(f"{seconds}, {speed} images/s", highlight=False)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from sr4ir_dist import experiments, recipes, storage
+from sr4ir_dist import experiments, parallel, recipes, storage
 from sr4ir_dist.analysis.seeds import over_seeds
 from sr4ir_dist.cli import (
     Address,
@@ -105,7 +105,7 @@ def main(
                 console.print(f"run [bold]{plan.run}[/] in {plan.run_uri}", highlight=False)
                 for note in plan.notes:
                     say(f"note: {note}")
-                launch.connect(address)
+                parallel.connect(address)
                 result = launch.train(plan, resources, log_every=log_every, cache_dir=cache_dir)
             else:
                 console.print(f"run [bold]{plan.run}[/] is finished already", highlight=False)

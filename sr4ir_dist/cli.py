@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from sr4ir_dist import storage
@@ -67,8 +75,8 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def refuse_job_folder(uri: str) -> None:
-    """Refuse to keep runs where a submitted job runs: Ray deletes that folder after the job.
+def refuse_job_folder(uri: str, option: str = "--storage") -> None:
+    """Refuse to keep something where a submitted job runs: Ray deletes that folder after the job.
 
     Raises:
         ValueError: this is a submitted job, and the place is a relative path.
@@ -76,9 +84,38 @@ def refuse_job_folder(uri: str) -> None:
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if submitted and "://" not in uri and not Path(uri).is_absolute():
         raise ValueError(
-            f"--storage {uri}: a submitted job runs in a folder that Ray deletes; give an absolute "
+            f"{option} {uri}: a submitted job runs in a folder that Ray deletes; give an absolute "
             "path that all nodes share, or a URI"
         )
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Show how far several things are, on stderr; gives what to call with a name, done and all.
+
+    These are bars on a terminal; elsewhere, as in a job's log, lines for every tenth.
+    """
+    if not notices.is_terminal:
+        told: dict[str, int] = {}
+
+        def tell(name: str, done: int, total: int) -> None:
+            tenth = 10 * done // max(1, total)
+            if told.get(name, 0) < tenth:
+                say(f"{name}: {done:,} of {total:,}")
+            told[name] = tenth
+
+        yield tell
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=notices) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def update(name: str, done: int, total: int) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=total)
+            progress.update(bars[name], completed=done)
+
+        yield update
 
 
 def result_table(title: str, figures: Mapping[str, Any]) -> Table:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sr4ir_dist import experiments, storage
+from sr4ir_dist import experiments, parallel, storage
 from sr4ir_dist.analysis.comparison import write_comparison
 from sr4ir_dist.data.convert import CONVERTERS
 from sr4ir_dist.data.convert.write import convert
@@ -57,7 +57,7 @@ def run(folder: str, *, workers: int, say: Callable[[str], None]) -> Result:
         converter = CONVERTERS["drawn"]
         source = converter.open(train_count=1024, val_count=256, size=64, seed=0)
         convert(converter, source, data, overwrite=True)
-    launch.connect()
+    parallel.connect()
 
     def train(name: str, settings: tuple[str, ...]) -> dict[str, Any]:
         experiment = override(experiments.make(name), [*settings, f"precision={_precision()}"])

@@ -112,7 +112,7 @@ def read_bytes(uri: str | os.PathLike[str]) -> bytes:
         return source.readall()
 
 
-def write_bytes(uri: str | os.PathLike[str], data: bytes) -> None:
+def write_bytes(uri: str | os.PathLike[str], data: bytes | memoryview) -> None:
     """Write a file, whole or not at all, with the folders above it.
 
     Locally this is a temporary file, fsync and rename; on S3 one upload.
@@ -230,6 +230,21 @@ def delete(uri: str | os.PathLike[str]) -> None:
         system.delete_dir(path)
     elif kind != pafs.FileType.NotFound:
         system.delete_file(path)
+
+
+def delete_unfinished(uri: str | os.PathLike[str]) -> None:
+    """Delete what writers that were killed left directly below a folder; no writer may be at work.
+
+    On S3 there is nothing of the kind to be seen.
+
+    Raises:
+        StorageError: it cannot be deleted.
+    """
+    if is_local(uri) and exists(uri):
+        with named(uri):
+            for path in local_path(uri).iterdir():
+                if _TEMPORARY.match(path.name):
+                    path.unlink()
 
 
 def check_writable(uri: str | os.PathLike[str]) -> None:

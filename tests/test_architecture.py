@@ -31,6 +31,7 @@ ROOMS = (
         "overrides",
         "faults",
         "s3",
+        "parallel",
         "storage",
         "suggestions",
     },

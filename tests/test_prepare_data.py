@@ -48,6 +48,7 @@ def test_drawn_into_a_bucket_with_json(run: Callable[..., Result], s3: Callable[
         "record_batches": 20,
         "bytes": manifest.shards[0].bytes,
         "skipped": [],
+        "resumed": 0,
         "tally": {},
         "digest": manifest.digest,
     }
@@ -59,9 +60,12 @@ def test_refuses_to_overwrite(run: Callable[..., Result], sr_folder: Path, tmp_p
     assert run(*arguments).exit_code == 0
     assert load_manifest(str(tmp_path / "out"), "val").rows == 3
     again = run(*arguments)
-    assert again.exit_code == 1
-    assert "pass --overwrite to replace it" in again.stderr
-    assert again.stdout == ""
+    assert again.exit_code == 0
+    assert "this conversion is finished already" in again.stderr
+    other = run(*arguments, "--name", "plain")
+    assert other.exit_code == 1
+    assert "pass --overwrite to replace it" in other.stderr
+    assert other.stdout == ""
     assert run(*arguments, "--overwrite", "--name", "plain").exit_code == 0
     assert load_manifest(str(tmp_path / "out"), "val").name == "plain"
 
@@ -72,7 +76,7 @@ def test_bad_images(run: Callable[..., Result], image_folder: Path, tmp_path: Pa
     failed = run(*arguments)
     assert failed.exit_code == 1
     assert "cat/0.jpg: no readable image" in failed.stderr
-    assert storage.list_files(str(tmp_path / "out")) == []
+    assert not (tmp_path / "out").exists()
     skipped = run(*arguments, "--on-bad-row", "skip", "--json", tmp_path / "summary.json")
     assert skipped.exit_code == 0
     assert "skipped in val: " in skipped.stderr
@@ -144,6 +148,37 @@ def test_help_of_every_converter(run: Callable[..., Result]):
         assert CONVERTERS[name].help[:30] in text.stdout
 
 
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_a_command_has_its_converters_options(run: Callable[..., Result], name: str):
+    text = run(name, "--help").stdout
+    for option in CONVERTERS[name].options:
+        assert f"--{option.replace('_', '-')}"[:12] in text
+    for option in ("--out", "--name", "--on-bad-row", "--overwrite", "--threads", "--address"):
+        assert option in text
+
+
+def test_verify(run: Callable[..., Result], s3: Callable[[], str], tmp_path: Path):
+    bucket, summary = s3(), tmp_path / "found.json"
+    sizes = ("--train-count", 20, "--val-count", 8, "--size", 32)
+    assert run("drawn", "--out", bucket, *sizes).exit_code == 0
+    good = run("verify", bucket)
+    assert good.exit_code == 0, good.output
+    assert "problem" not in good.stderr
+    (shard,) = load_manifest(bucket, "val").shards
+    place = f"{bucket}/val/{shard.path}"
+    content = bytearray(storage.read_bytes(place))
+    content[len(content) // 2] ^= 1
+    storage.write_bytes(place, bytes(content))
+    assert run("verify", bucket, "--split", "train").exit_code == 0
+    bad = run("verify", bucket, "--json", summary)
+    assert bad.exit_code == 1
+    assert f"problem: val, shard {shard.path}: shard {shard.path} (rows 0 to 7 of" in bad.stderr
+    found = json.loads(summary.read_text())["splits"]
+    assert found["train"]["problems"] == []
+    assert [problem["shard"] for problem in found["val"]["problems"]] == [shard.path]
+    assert "no dataset here" in run("verify", f"{bucket}/nothing").stderr
+
+
 def test_the_job_as_a_program(tmp_path: Path):
     (tmp_path / "file").touch()
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -158,4 +193,4 @@ def test_the_job_as_a_program(tmp_path: Path):
     assert result.returncode == 1
     assert "error: " in result.stderr
     assert "Traceback" not in result.stderr
-    assert "file/below: cannot be written" in result.stderr
+    assert "cannot be written: " in result.stderr

@@ -242,3 +242,14 @@ def test_worker_environment_has_settings_and_no_secrets(monkeypatch: pytest.Monk
     for name, value in {**settings, **dict.fromkeys(secrets, "secret")}.items():
         monkeypatch.setenv(name, value)
     assert storage.worker_environment() == settings
+
+
+def test_what_killed_writers_left_is_deleted(tmp_path: Path):
+    left = tmp_path / f".shard.arrow.{'0' * 32}.tmp"
+    kept = [tmp_path / name for name in ("shard.arrow", ".hidden", "notes.tmp")]
+    for path in (left, *kept):
+        path.touch()
+    storage.delete_unfinished(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+    storage.delete_unfinished(tmp_path / "nothing")
+    storage.delete_unfinished("s3://bucket/folder")

@@ -1,19 +1,16 @@
-"""Writing and reading shards: uncompressed Arrow IPC files with a manifest written last.
+"""Building and reading shards: uncompressed Arrow IPC files, named by a manifest.
 
 Uncompressed because images are compressed already: compression would save a percent and cost
 random access its speed. Record batches are the unit of shuffling and of random access.
 """
 
 import hashlib
-import tempfile
-import uuid
+import io
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -21,168 +18,65 @@ from pyarrow import ipc
 
 from sr4ir_dist import storage
 from sr4ir_dist.data.groups import aspect_group
-from sr4ir_dist.data.schema import (
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    DatasetError,
-    Manifest,
-    Shard,
-    arrow_schema,
-    checked_row,
-)
+from sr4ir_dist.data.schema import FORMAT_VERSION, MANIFEST_NAME, DatasetError, Manifest, Shard
+
+SHARD_SUFFIX = ".arrow"
+# A shard may grow to so many times its size before another one is begun: what a few samples told of
+# the images' size is not quite true of all.
+_STRETCH = 1.5
 
 
-class ShardWriter:
-    """Writes one split of a dataset; a context manager.
+def build_shards(
+    rows: Iterable[dict[str, Any]],
+    schema: pa.Schema,
+    *,
+    stem: str,
+    shard_bytes: int,
+    batch_bytes: int,
+    batch_rows: int,
+) -> Iterator[tuple[Shard, memoryview]]:
+    """Build shards in memory, one after the other.
 
     Rows keep their order; in a dataset for detection they keep it within their aspect-ratio group,
-    because a record batch holds rows of one group. A shard is built in a temporary file and then
-    uploaded. A clean exit writes the manifest, last, and so commits; on an error nothing is
-    committed, the shards that were uploaded are deleted, and a split that was to be overwritten
-    stays as it was.
+    because a record batch holds rows of one group. Equal rows give equal bytes.
 
     Args:
-        uri: the dataset's URI; the split gets a folder in it.
-        name: the dataset's name, for people.
-        split: the split's name.
-        tasks: what the rows are for, of ``schema.TASKS``; they determine the columns.
-        class_names: the classes that labels index.
-        source: where the rows come from, for people; may be changed until the exit.
-        expected_rows: how many rows will come, if known: evens out the record batches.
-        shard_bytes: a shard is closed when its payload reaches this.
+        rows: of ``schema.checked_row``.
+        schema: of ``schema.arrow_schema``.
+        stem: what the shards' names begin with; a number and a part of the digest follow, so that
+            two shards, also of several builds, never share a name.
+        shard_bytes: the payload of images and masks that rows for one shard are expected to have;
+            another one is begun where they exceed it greatly.
         batch_bytes: a record batch is closed when its payload reaches this.
-        min_batches: a split of at least so many rows gets at least so many record batches, so that
-            small datasets have more of them than ranks.
-        overwrite: replace a split that is there.
+        batch_rows: or when it has so many rows.
 
-    Raises:
-        DatasetError: the split is there and ``overwrite`` is not set; unknown tasks; and from
-            ``append``: a row that does not fit the columns.
-        StorageError: the URI cannot be written.
+    Yields:
+        Each shard's manifest entry and its bytes; nothing without rows.
     """
+    grouped = "boxes" in schema.names
+    pending: dict[int, _Pending] = {}  # a group's rows that are not written yet
+    number = 0
+    file = _ShardFile(schema, grouped)
+    for row in rows:
+        group = aspect_group(row["height"], row["width"]) if grouped else 0
+        batch = pending.setdefault(group, _Pending())
+        batch.rows.append(row)
+        batch.bytes += payload_bytes(row)
+        if batch.bytes >= batch_bytes or len(batch.rows) >= batch_rows:
+            file.write(pending.pop(group), group)
+            if file.payload >= _STRETCH * shard_bytes:
+                yield file.finish(f"{stem}-{number}")
+                number += 1
+                file = _ShardFile(schema, grouped)
+    for group in sorted(pending):
+        file.write(pending[group], group)
+    if file.payload:
+        yield file.finish(f"{stem}-{number}")
 
-    def __init__(
-        self,
-        uri: str,
-        *,
-        name: str,
-        split: str,
-        tasks: Sequence[str],
-        class_names: Sequence[str] = (),
-        source: dict[str, Any] | None = None,
-        expected_rows: int | None = None,
-        shard_bytes: int = 96 << 20,
-        batch_bytes: int = 6 << 20,
-        min_batches: int = 64,
-        overwrite: bool = False,
-    ):
-        self.uri = storage.join(uri, split)
-        self.name, self.split = name, split
-        self.tasks, self.class_names = tuple(tasks), tuple(class_names)
-        self.source = dict(source or {})
-        self._schema = arrow_schema(name, self.tasks)
-        self._expected_rows = expected_rows
-        self._shard_bytes, self._batch_bytes = shard_bytes, batch_bytes
-        self._min_batches = min_batches
-        self._manifest_uri = storage.join(self.uri, MANIFEST_NAME)
-        replaces = storage.exists(self._manifest_uri)
-        if replaces and not overwrite:
-            raise DatasetError(f"{self.uri}: there is a dataset already; overwrite it explicitly")
-        # Other names than the old shards': the old manifest holds until the new one replaces it.
-        self._suffix = f"-{uuid.uuid4().hex[:8]}" if replaces else ""
-        self._grouped = "detection" in self.tasks
-        self._pending: dict[int, _Pending] = {}  # a group's rows that are not written yet
-        self._total_rows = 0
-        self._file: _ShardFile | None = None
-        self._shards: list[Shard] = []
 
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Add a row.
-
-        Args:
-            row: one value for each column of the tasks: ``id``, ``image`` (bytes), ``height``,
-                ``width``, and ``label``, ``mask`` (bytes), ``boxes`` (K,4), ``box_labels`` (K)
-                and ``crowd`` (K).
-
-        Raises:
-            DatasetError: a column is missing, unknown or of another type, a label is no class, or
-                a box is empty or not inside the image.
-        """
-        row = checked_row(row, self._schema, len(self.class_names))
-        group = aspect_group(row["height"], row["width"]) if self._grouped else 0
-        pending = self._pending.setdefault(group, _Pending())
-        pending.rows.append(row)
-        pending.bytes += len(row["image"]) + len(row.get("mask", b""))
-        self._total_rows += 1
-        # Without an expected number batches grow with what was written: many in any case.
-        rows_limit = (self._expected_rows or self._total_rows) // self._min_batches
-        if pending.bytes >= self._batch_bytes or len(pending.rows) >= max(1, rows_limit):
-            self._flush_batch(group)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        committed = False
-        try:
-            if kind is None:
-                self._commit()
-                committed = True
-        finally:
-            if self._file is not None:
-                self._file.discard()
-                self._file = None
-            if not committed:
-                for shard in self._shards:
-                    with suppress(storage.StorageError):
-                        storage.delete(storage.join(self.uri, shard.path))
-
-    def _flush_batch(self, group: int) -> None:
-        pending = self._pending.pop(group)
-        columns = [
-            pa.array([row[column.name] for row in pending.rows], column.type)
-            for column in self._schema
-        ]
-        if self._file is None:
-            self._file = _ShardFile(self._schema, self._grouped)
-        self._file.write(pa.record_batch(columns, schema=self._schema), pending.bytes, group)
-        if self._file.payload >= self._shard_bytes:
-            self._flush_shard()
-
-    def _flush_shard(self) -> None:
-        if self._file is None:
-            return
-        shard = self._file.finish(f"part-{len(self._shards):05d}{self._suffix}.arrow")
-        self._shards.append(shard)
-        storage.upload(self._file.path, storage.join(self.uri, shard.path))
-        self._file.discard()
-        self._file = None
-
-    def _commit(self) -> None:
-        for group in sorted(self._pending):
-            self._flush_batch(group)
-        self._flush_shard()
-        if not self._shards:
-            raise DatasetError(f"{self.uri}: no rows were written")
-        manifest = Manifest(
-            name=self.name,
-            split=self.split,
-            tasks=self.tasks,
-            class_names=self.class_names,
-            shards=tuple(self._shards),
-            source=self.source,
-        )
-        storage.write_bytes(self._manifest_uri, manifest.to_bytes())
-        used = {shard.path for shard in self._shards}
-        for name in storage.list_names(self.uri):
-            # Left behind by a longer dataset that was overwritten or never committed.
-            if name.startswith("part-") and name.endswith(".arrow") and name not in used:
-                storage.delete(storage.join(self.uri, name))
+def payload_bytes(row: dict[str, Any]) -> int:
+    """The size of a row's image and mask."""
+    return len(row["image"]) + len(row.get("mask", b""))
 
 
 class ShardReader:
@@ -307,37 +201,40 @@ class _Pending:
 
 
 class _ShardFile:
-    """A shard being built in a temporary file."""
+    """A shard being built in memory."""
 
     def __init__(self, schema: pa.Schema, grouped: bool):
-        self._folder = tempfile.TemporaryDirectory(prefix="sr4ir-shard-")
-        self.path = Path(self._folder.name) / "shard.arrow"
-        self._writer = ipc.new_file(str(self.path), schema)
+        # Grows by an eighth at a time, in place; Arrow's own buffers double.
+        self._sink = io.BytesIO()
+        self._writer = ipc.new_file(self._sink, schema)
+        self._schema, self._grouped = schema, grouped
         self._batch_rows: list[int] = []
         self._batch_groups: list[int] = []
-        self._grouped = grouped
         self.payload = 0
 
-    def write(self, batch: pa.RecordBatch, payload: int, group: int) -> None:
-        self._writer.write_batch(batch)
-        self._batch_rows.append(batch.num_rows)
+    def write(self, pending: _Pending, group: int) -> None:
+        columns = [
+            pa.array([row[column.name] for row in pending.rows], column.type)
+            for column in self._schema
+        ]
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        self._batch_rows.append(len(pending.rows))
         self._batch_groups += [group] if self._grouped else []
-        self.payload += payload
+        self.payload += pending.bytes
 
-    def finish(self, name: str) -> Shard:
+    def finish(self, stem: str) -> tuple[Shard, memoryview]:
         self._writer.close()
-        return Shard(
-            path=name,
+        content = self._sink.getbuffer()
+        digest = hashlib.sha256(content).hexdigest()
+        shard = Shard(
+            path=f"{stem}-{digest[:12]}{SHARD_SUFFIX}",
             rows=sum(self._batch_rows),
-            bytes=self.path.stat().st_size,
-            sha256=_sha256(self.path),
+            bytes=len(content),
+            sha256=digest,
             batch_rows=tuple(self._batch_rows),
             batch_groups=tuple(self._batch_groups),
         )
-
-    def discard(self) -> None:
-        self._writer.close()
-        self._folder.cleanup()
+        return shard, content
 
 
 def _sha256(path: Path) -> str:

@@ -66,10 +66,18 @@ def rows(split: str, count: int, size: int, seed: int) -> Iterator[dict[str, Any
     if seed < 0:
         raise ValueError(f"seed is {seed}, but must be at least 0")
     # Not a generator itself, so that a wrong argument is reported here and not at the first row.
-    return (_row(split, index, size, seed) for index in range(count))
+    return (row(split, index, size, seed) for index in range(count))
 
 
-def _row(split: str, index: int, size: int, seed: int) -> dict[str, Any]:
+def row(split: str, index: int, size: int, seed: int) -> dict[str, Any]:
+    """Draws one row, of the columns that `rows` tells.
+
+    Args:
+        split: one of `SPLITS`.
+        index: its place in the split, from 0.
+        size: height and width in pixels, at least `MIN_SIZE`.
+        seed: non-negative.
+    """
     name = zlib.crc32(split.encode())
     block, place = divmod(index, len(CLASS_NAMES))
     label = int(np.random.default_rng([seed, name, 0, block]).permutation(len(CLASS_NAMES))[place])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,22 +42,6 @@ class Resources:
     cpus: int | None = None
     gpu: bool | None = None
     max_failures: int = 3
-
-
-def connect(address: str | None = None) -> None:
-    """Join the Ray cluster at an address or that of the environment, or start one here.
-
-    Raises:
-        TrainingError: there is no cluster at the address.
-    """
-    if ray.is_initialized():
-        return
-    # Ray warns about a change of its own defaults that does not concern us.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        ray.init(address=address, logging_level=logging.WARNING)
-    except ConnectionError as error:
-        raise TrainingError(f"no Ray cluster at {address or 'RAY_ADDRESS'}: {error}") from error
 
 
 def finished_result(plan: Plan) -> dict[str, Any] | None:

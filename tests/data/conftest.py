@@ -1,14 +1,16 @@
 """A small dataset whose images tell which row they are."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sr4ir_dist.data.convert.source import Converter, Source
+from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.data.schema import Manifest
-from sr4ir_dist.data.shards import ShardWriter, load_manifest
 
 CLASSES = ("auk", "bat", "cat")
 
@@ -46,41 +48,56 @@ def write_rows(
     tasks=("images", "classification"),
     image=None,
     size=size_of,
-    source=None,
+    on_bad_row="fail",
 ) -> Manifest:
     """Writes a train split of `rows` images in several shards of several record batches.
 
     Row i has i % 3 boxes; the k-th lies at (k, i % 9) and is 4 wide and 5 high.
     """
-    with ShardWriter(
-        uri,
-        name="numbered",
-        split="train",
-        tasks=tasks,
-        class_names=() if tasks == ("images",) else CLASSES,
-        source=source or {},
-        shard_bytes=700,
-        batch_bytes=250,
-        min_batches=1,
-    ) as writer:
-        for row in range(rows):
-            height, width = size(row)
-            data = (image or numbered_image)(row, height, width)
-            columns = {"id": f"r{row:03d}", "image": data, "height": height, "width": width}
-            if "classification" in tasks:
-                columns["label"] = row % 3
-            if "segmentation" in tasks:
-                columns["mask"] = numbered_mask(row, height, width)
-            if "detection" in tasks:
-                count, y = row % 3, row % 9
-                columns["boxes"] = [[k, y, k + 4, y + 5] for k in range(count)]
-                columns["box_labels"] = [(row + k) % 3 for k in range(count)]
-                columns["crowd"] = [k == 1 for k in range(count)]
-            writer.append(columns)
-    return load_manifest(uri, "train")
+    made = []
+    for row in range(rows):
+        height, width = size(row)
+        data = (image or numbered_image)(row, height, width)
+        columns = {"id": f"r{row:03d}", "image": data, "height": height, "width": width}
+        if "classification" in tasks:
+            columns["label"] = row % 3
+        if "segmentation" in tasks:
+            columns["mask"] = numbered_mask(row, height, width)
+        if "detection" in tasks:
+            count, y = row % 3, row % 9
+            columns["boxes"] = [[k, y, k + 4, y + 5] for k in range(count)]
+            columns["box_labels"] = [(row + k) % 3 for k in range(count)]
+            columns["crowd"] = [k == 1 for k in range(count)]
+        made.append(columns)
+    classes = () if tasks == ("images",) else CLASSES
+    limits = {"shard_bytes": 700, "batch_bytes": 250, "min_batches": 1}
+    settings = {"tasks": tasks, "class_names": classes, "on_bad_row": on_bad_row, **limits}
+    return write_given(uri, made, name="numbered", **settings)
+
+
+def write_given(
+    uri: str,
+    rows: Sequence[dict[str, Any]],
+    *,
+    tasks: tuple[str, ...],
+    class_names: Sequence[str],
+    name: str = "given",
+    split: str = "train",
+    **settings: Any,
+) -> Manifest:
+    """Writes rows as they are, through a source that has them; `settings` are `convert`'s."""
+    source = Source(tuple(class_names), {split: len(rows)}, lambda _: rows, dict)
+    converter = Converter(name, tasks, "", lambda: source, {})
+    return convert(converter, source, uri, **settings)[split].manifest
 
 
 @pytest.fixture(scope="session")
 def write() -> Callable[..., Manifest]:
     """`write_rows`, for tests."""
     return write_rows
+
+
+@pytest.fixture(scope="session", name="write_given")
+def write_given_fixture() -> Callable[..., Manifest]:
+    """`write_given`, for tests."""
+    return write_given

@@ -14,7 +14,6 @@ from sr4ir_dist.data.transforms import Flip, PatchCrop
 
 BAD = {5, 17, 18, 29}
 ROWS = 45
-SKIP = {"on_bad_row": "skip"}
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def flawed(write, tmp_path):
             data = numbered(row, height, width)
             return b"no image" + data[8:] if row in bad else data  # as long, for equal shards
 
-        write(str(tmp_path / name), ROWS, image=image, **({"source": SKIP} | settings))
+        write(str(tmp_path / name), ROWS, image=image, **({"on_bad_row": "skip"} | settings))
         return str(tmp_path / name)
 
     return make
@@ -53,10 +52,9 @@ def keys(batches):
     return torch.cat([batch.keys for batch in batches]).tolist()
 
 
-@pytest.mark.parametrize("source", [{}, {"on_bad_row": "fail"}])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_fail_ends_the_epoch_and_names_the_sample(flawed, source, shuffle):
-    uri = flawed({17}, source=source)
+def test_fail_ends_the_epoch_and_names_the_sample(flawed, shuffle):
+    uri = flawed({17}, on_bad_row="fail")
     with pytest.raises(DatasetError, match=r"sample 'r017', row 17, in shard .*part-.*\(rows "):
         read(uri, shuffle=shuffle)
 
@@ -111,7 +109,7 @@ def test_a_row_near_it_stands_in_the_same_on_any_number_of_ranks(flawed, caplog)
 
 def test_sound_images_are_those_of_a_dataset_without_bad_ones(flawed):
     found, _ = read(flawed())
-    expected, bad = read(flawed(frozenset(), "sound", source={}))
+    expected, bad = read(flawed(frozenset(), "sound", on_bad_row="fail"))
     assert bad == frozenset()
     for one, other in zip(found, expected, strict=True):
         same = one.keys == other.keys

@@ -12,7 +12,7 @@ from sr4ir_dist.data.convert import CONVERTERS
 from sr4ir_dist.data.convert.source import Source
 from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.data.schema import TASKS, DatasetError
-from sr4ir_dist.data.shards import ShardReader, load_manifest
+from sr4ir_dist.data.shards import ShardReader, has_split, load_manifest
 
 
 def read_rows(uri: str, split: str, folder: Path) -> Iterator[dict[str, Any]]:
@@ -241,7 +241,7 @@ def spoil(root: Path) -> None:
     (root / "train" / "cat" / "2.jpg").write_text("not an image")
 
 
-def test_a_bad_image_is_named_and_nothing_is_written(image_folder: Path, tmp_path: Path):
+def test_a_bad_image_is_named_and_no_dataset_appears(image_folder: Path, tmp_path: Path):
     spoil(image_folder)
     out = tmp_path / "out"
     with pytest.raises(DatasetError, match=r"train/bat/1\.png: no readable image"):
@@ -251,26 +251,29 @@ def test_a_bad_image_is_named_and_nothing_is_written(image_folder: Path, tmp_pat
             str(out),
             shard_bytes=1000,
         )
-    assert storage.list_files(str(out)) == []
+    assert not has_split(str(out), "train")
+    assert not has_split(str(out), "val")
 
 
 def test_bad_images_can_be_skipped(image_folder: Path, tmp_path: Path):
     spoil(image_folder)
     out = str(tmp_path / "out")
-    calls: list[tuple[str, int]] = []
+    calls: list[tuple[str, int, int]] = []
     result = convert(
         CONVERTERS["image-folder"],
         open_source("image-folder", image_folder),
         out,
         on_bad_row="skip",
-        progress=lambda split, done: calls.append((split, done)),
+        progress=lambda *call: calls.append(call),
     )
-    assert calls == [("train", i) for i in range(1, 13)] + [("val", i) for i in range(1, 7)]
+    assert calls[:2] == [("train", 0, 12), ("val", 0, 6)]
+    assert sorted(calls[2:]) == [("train", 12, 12), ("val", 6, 6)]
     assert result["val"].skipped == ()
     assert len(result["train"].skipped) == 3
     assert "bat/1.png" in result["train"].skipped[0]
     source = load_manifest(out, "train").source
     assert source["skipped"] == 3
+    assert source["on_bad_row"] == "skip"
     assert source["skipped_rows"] == list(result["train"].skipped)
     ids = [row["id"] for row in read_rows(out, "train", tmp_path / "copies")]
     assert len(ids) == 9
@@ -289,11 +292,11 @@ def test_overwriting_replaces_and_a_failure_keeps_the_old(image_folder: Path, tm
     converter = CONVERTERS["image-folder"]
     convert(converter, open_source("image-folder", image_folder), out)
     before = load_manifest(out, "train")
-    with pytest.raises(DatasetError, match=r"already \(splits train, val\); pass --overwrite"):
-        convert(converter, open_source("image-folder", image_folder), out)
     shutil.copy(
         image_folder / "val" / "cat" / "0.jpg", image_folder / "train" / "auk" / "another.jpg"
     )
+    with pytest.raises(DatasetError, match=r"already \(splits train, val\); pass --overwrite"):
+        convert(converter, open_source("image-folder", image_folder), out)
     bad = image_folder / "val" / "cat" / "1.png"
     content = bad.read_bytes()
     bad.write_text("broken")

@@ -17,7 +17,7 @@ from sr4ir_dist import storage
 from sr4ir_dist.data.cache import ShardCache
 from sr4ir_dist.data.groups import aspect_group
 from sr4ir_dist.data.schema import TASKS, DatasetError, Manifest
-from sr4ir_dist.data.shards import ShardWriter, load_manifest
+from sr4ir_dist.data.shards import load_manifest
 from sr4ir_dist.data.splits import Split, open_split
 
 CLASSES = ("a", "b", "c")
@@ -61,21 +61,12 @@ def dataset(draw: st.DrawFn) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
 
 
 @given(dataset(), st.integers(1, 1500), st.integers(1, 400), st.integers(1, 64))
-def test_any_rows_come_back(made, shard_bytes, batch_bytes, min_batches):
+def test_any_rows_come_back(write_given, made, shard_bytes, batch_bytes, min_batches):
     tasks, rows = made
     with tempfile.TemporaryDirectory() as uri:
-        with ShardWriter(
-            uri,
-            name="made up",
-            split="train",
-            tasks=tasks,
-            class_names=CLASSES,
-            shard_bytes=shard_bytes,
-            batch_bytes=batch_bytes,
-            min_batches=min_batches,
-        ) as writer:
-            for item in rows:
-                writer.append(item)
+        limits = {"shard_bytes": shard_bytes, "batch_bytes": batch_bytes}
+        made = {"tasks": tasks, "class_names": CLASSES, "min_batches": min_batches}
+        write_given(uri, rows, **made, **limits)
         split = open_split(uri, "train")
         cache, found = ShardCache(split), []
         for number, shard in enumerate(split.manifest.shards):
@@ -98,17 +89,16 @@ def test_any_rows_come_back(made, shard_bytes, batch_bytes, min_batches):
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> tuple[Path, Manifest]:
+def sound(tmp_path_factory, write_given) -> tuple[Path, Manifest]:
     """A train split in a shard, and its manifest; a new file for each who damages it."""
     uri = tmp_path_factory.mktemp("sound")
     tasks = ("images", "classification", "detection")
-    with ShardWriter(str(uri), name="x", split="train", tasks=tasks, class_names=CLASSES) as writer:
-        for i in range(5):
-            writer.append(
-                {"id": f"r{i}", "image": bytes([i]) * 40, "height": 9, "width": 9 + 3 * i}
-                | {"label": i % 3, "boxes": [[0, 0, 5, 5]], "box_labels": [1], "crowd": [False]}
-            )
-    return uri, load_manifest(str(uri), "train")
+    rows = [
+        {"id": f"r{i}", "image": bytes([i]) * 40, "height": 9, "width": 9 + 3 * i}
+        | {"label": i % 3, "boxes": [[0, 0, 5, 5]], "box_labels": [1], "crowd": [False]}
+        for i in range(5)
+    ]
+    return uri, write_given(str(uri), rows, tasks=tasks, class_names=CLASSES)
 
 
 def refused(sound: tuple[Path, Manifest], content: bytes) -> None:

@@ -15,8 +15,10 @@ import torch
 import torch.distributed as dist
 
 from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
+from sr4ir_dist.data.convert.source import Source
 from sr4ir_dist.data.convert.write import convert
-from sr4ir_dist.data.shards import ShardReader, ShardWriter, load_manifest
+from sr4ir_dist.data.shards import ShardReader, load_manifest
+from sr4ir_dist.data.synthetic import CLASS_NAMES
 
 RANKS = 2
 
@@ -58,23 +60,16 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
 def flawed(drawn: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The drawn dataset with images cut short, 3 to train on and 1 to judge on, to be skipped."""
     uri = str(tmp_path_factory.mktemp("flawed") / "data")
+    rows: dict[str, list[dict[str, Any]]] = {}
     for split, bad in (("train", {3, 17, 18}), ("val", {2})):
-        manifest = load_manifest(drawn, split)
-        with ShardWriter(
-            uri,
-            name=manifest.name,
-            split=split,
-            tasks=manifest.tasks,
-            class_names=manifest.class_names,
-            source={"on_bad_row": "skip"},
-        ) as writer:
-            (shard,) = manifest.shards
-            reader = ShardReader(Path(drawn, split, shard.path))
-            for row in range(len(reader)):
-                columns = reader.row(row)
-                if row in bad:
-                    columns["image"] = columns["image"][:20]
-                writer.append(columns)
+        (shard,) = load_manifest(drawn, split).shards
+        rows[split] = ShardReader(Path(drawn, split, shard.path)).rows(range(shard.rows))
+        for row in bad:
+            rows[split][row]["image"] = rows[split][row]["image"][:20]
+    counts = {split: len(of_split) for split, of_split in rows.items()}
+    # Which does not decode them: they went bad after a conversion, so to say.
+    source = Source(CLASS_NAMES, counts, rows.__getitem__, dict)
+    convert(DRAWN, source, uri, on_bad_row="skip", threads=1)
     return uri
 
 

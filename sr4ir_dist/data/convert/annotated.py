@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from sr4ir_dist import storage
-from sr4ir_dist.data.convert.source import TALLY, Row
+from sr4ir_dist.data.convert.source import TALLY, Row, read_file
 from sr4ir_dist.data.schema import VOID, DatasetError, clip_boxes
 
 
@@ -20,9 +19,11 @@ def read_class_numbers(uri: str) -> NDArray[np.uint8]:
 
     Raises:
         DatasetError: the file is missing, does not decode, or has no 8-bit class numbers.
+        StorageError: the storage did not answer.
     """
+    data = read_file(uri)
     try:
-        with Image.open(io.BytesIO(storage.read_bytes(uri))) as picture:
+        with Image.open(io.BytesIO(data)) as picture:
             if picture.mode not in ("P", "L", "1"):
                 raise DatasetError(
                     f"{uri}: mask of mode {picture.mode}, expected class numbers of 8 bits "
@@ -31,8 +32,6 @@ def read_class_numbers(uri: str) -> NDArray[np.uint8]:
             return np.array(picture).astype(np.uint8)
     except DatasetError:
         raise
-    except storage.StorageError as error:
-        raise DatasetError(str(error)) from error
     # Damaged files make Pillow's readers raise almost anything.
     except Exception as error:
         raise DatasetError(f"{uri}: no readable mask: {str(error).split(' <')[0]}") from error

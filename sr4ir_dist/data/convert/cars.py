@@ -53,6 +53,9 @@ def open_cars(root: str) -> Source:
 CARS = Converter(
     name="cars",
     tasks=("images", "classification"),
-    help="Stanford Cars as class folders (car_data/train, car_data/test).",
+    help="Stanford Cars as class folders (car_data/train, car_data/test).\n\n"
+    "--root is the folder with train/ and test/ (one folder a class in each), or the one with "
+    "car_data/ in it. The official test split becomes val.",
     open=open_cars,
+    options={"root": "The source's folder."},
 )

@@ -289,15 +289,28 @@ def _polygons(value: Any, height: int, width: int) -> Any:
     return polygons
 
 
+_ROOT = (
+    "--root has annotations/instances_train2017.json, annotations/instances_val2017.json, "
+    "train2017/ and val2017/; any of the four may be given instead, for sets of one's own."
+)
+_OPTIONS = {
+    "root": "The source's folder; not needed with the four places below.",
+    "train_annotations": "The train split's JSON.",
+    "val_annotations": "The val split's JSON.",
+    "train_images": "The folder of the train split's images.",
+    "val_images": "The folder of the val split's images.",
+}
 COCO_DET = Converter(
     name="coco_det",
     tasks=("images", "detection"),
-    help="Boxes in COCO's format (instances_train2017.json and the like).",
+    help="Boxes in COCO's format (instances_train2017.json and the like).\n\n" + _ROOT,
     open=open_coco_det,
+    options=_OPTIONS,
 )
 COCO_SEG = Converter(
     name="coco_seg",
     tasks=("images", "segmentation"),
-    help="Masks drawn from instances in COCO's format.",
+    help="Masks drawn from instances in COCO's format.\n\n" + _ROOT,
     open=open_coco_seg,
+    options=_OPTIONS,
 )

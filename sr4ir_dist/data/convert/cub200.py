@@ -93,4 +93,5 @@ CUB200 = Converter(
     tasks=("images", "classification"),
     help="CUB-200-2011 (birds) in its official layout.",
     open=open_cub200,
+    options={"root": "The folder CUB_200_2011, with images.txt in it."},
 )

@@ -1,7 +1,7 @@
 """The drawn dataset as a source: no files needed."""
 
 from sr4ir_dist.data import synthetic
-from sr4ir_dist.data.convert.source import Converter, Row, Source
+from sr4ir_dist.data.convert.source import Converter, Source
 from sr4ir_dist.data.schema import DatasetError
 
 
@@ -32,14 +32,10 @@ def open_drawn(
     return Source(
         class_names=tuple(synthetic.CLASS_NAMES),
         counts=counts,
-        items=lambda split: synthetic.rows(split, counts[split], size, seed),
-        read=_drawn_row,
+        items=lambda split: [(split, index) for index in range(counts[split])],
+        read=lambda item: synthetic.row(item[0], item[1], size, seed),
         facts={"layout": "drawn", "size": size, "seed": seed, "counts": counts},
     )
-
-
-def _drawn_row(row: Row) -> Row:
-    return row
 
 
 DRAWN = Converter(
@@ -47,4 +43,10 @@ DRAWN = Converter(
     tasks=("images", "classification", "segmentation", "detection"),
     help="A dataset that the project draws itself: labels, masks and boxes, no download.",
     open=open_drawn,
+    options={
+        "train_count": "Images of the train split.",
+        "val_count": "Images of the val split.",
+        "size": "Height and width in pixels.",
+        "seed": "Another seed, other images.",
+    },
 )

@@ -63,4 +63,5 @@ IMAGE_FOLDER = Converter(
     tasks=("images", "classification"),
     help="A folder of images a class, in train and val (or test).",
     open=open_image_folder,
+    options={"root": "The folder with train and val (or test) in it."},
 )

@@ -39,9 +39,10 @@ class Source:
     Attributes:
         class_names: the classes that labels index; empty without any.
         counts: how many items each split has; its keys are the splits.
-        items: gives a split's items in source order: small values, cheap to list.
+        items: gives a split's items in source order: small values, cheap to list, whose ``repr``
+            tells one from another.
         read: makes an item's row, maybe with a ``TALLY``; a pure function that reads and checks
-            one sample. It raises ``DatasetError`` naming the file.
+            one sample, in any process. It raises ``DatasetError`` naming the file.
         facts: what the manifest shall say about the source, for people.
         notes: what a user should be told about how the source was understood.
     """
@@ -74,15 +75,18 @@ class Converter:
     Attributes:
         name: the name by which it is asked for.
         tasks: what its rows are for, of ``schema.TASKS``.
-        help: one line for people.
+        help: one line for people; after an empty one, what else they should know.
         open: opens a source: ``open(root, **options) -> Source``, without reading images. It
             raises ``DatasetError`` when the layout is not as expected.
+        options: help for each parameter of ``open``. A parameter that is a text is a place, a
+            path or URI.
     """
 
     name: str
     tasks: tuple[str, ...]
     help: str
     open: Callable[..., Source]
+    options: dict[str, str] = field(hash=False)
 
 
 def file_source(
@@ -114,15 +118,14 @@ def read_image_file(item: ImageFile) -> Row:
 
     Raises:
         DatasetError: the file is missing, does not decode or is too small; names it.
+        StorageError: the storage did not answer.
     """
     # Here, because torch takes seconds to import: a job's --help and refusals come without it.
     from sr4ir_dist.data.transforms import decode
 
+    data = read_file(item.uri)
     try:
-        data = storage.read_bytes(item.uri)
         _, height, width = decode(data).shape
-    except storage.StorageError as error:
-        raise DatasetError(str(error)) from error
     except ValueError as error:
         # Without the address in memory that Pillow's message ends in.
         raise DatasetError(f"{item.uri}: {str(error).split(' <')[0]}") from error
@@ -150,6 +153,19 @@ def read_lines(uri: str, missing: str) -> list[str]:
         raise DatasetError(f"{uri}: not found; {missing}") from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{uri}: not a text file: {error}") from error
+
+
+def read_file(uri: str) -> bytes:
+    """The bytes of a sample's file.
+
+    Raises:
+        DatasetError: there is no such file; names it.
+        StorageError: the storage did not answer: that is no bad row, which might be skipped.
+    """
+    try:
+        return storage.read_bytes(uri)
+    except storage.MissingError as error:
+        raise DatasetError(str(error)) from error
 
 
 def list_images(root: str) -> tuple[list[str], int]:

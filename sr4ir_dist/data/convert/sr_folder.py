@@ -85,4 +85,9 @@ SR_FOLDER = Converter(
     tasks=("images",),
     help="A plain folder of images for super-resolution (DIV2K, Flickr2K, T91, photos).",
     open=open_sr_folder,
+    options={
+        "root": "The folder, with images at any depth.",
+        "val_count": "Evenly spaced images to hold out as val, without train and val folders; a "
+        "tenth, at least 1, by default.",
+    },
 )

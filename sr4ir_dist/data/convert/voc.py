@@ -14,6 +14,7 @@ from sr4ir_dist.data.convert.source import (
     ImageFile,
     Row,
     Source,
+    read_file,
     read_image_file,
     read_lines,
 )
@@ -138,9 +139,7 @@ def _read_det(sample: _Sample) -> Row:
     uri = sample.uri("Annotations", ".xml")
     try:
         # Direct children only, throughout: a person's parts have names and boxes of their own.
-        objects = ElementTree.fromstring(storage.read_bytes(uri)).findall("object")
-    except storage.StorageError as error:
-        raise DatasetError(str(error)) from error
+        objects = ElementTree.fromstring(read_file(uri)).findall("object")
     except ElementTree.ParseError as error:
         raise DatasetError(f"{uri}: malformed XML: {error}") from error
     boxes, labels = [], []
@@ -169,15 +168,21 @@ def _box(element: ElementTree.Element, where: str) -> tuple[float, float, float,
     return x0 - 1, y0 - 1, x1, y1
 
 
+_ROOT = (
+    "--root is VOCdevkit, or a year's folder in it: the folder with ImageSets, JPEGImages, "
+    "Annotations and SegmentationClass."
+)
 VOC_SEG = Converter(
     name="voc_seg",
     tasks=("images", "segmentation"),
-    help="PASCAL VOC's segmentation split: 20 classes, masks with void edges.",
+    help="PASCAL VOC's segmentation split: 20 classes, masks with void edges.\n\n" + _ROOT,
     open=open_voc_seg,
+    options={"root": "The source's folder."},
 )
 VOC_DET = Converter(
     name="voc_det",
     tasks=("images", "detection"),
-    help="PASCAL VOC's detection split: 20 classes, difficult objects kept.",
+    help="PASCAL VOC's detection split: 20 classes, difficult objects kept.\n\n" + _ROOT,
     open=open_voc_det,
+    options={"root": "The source's folder."},
 )
