@@ -3,7 +3,6 @@
 import inspect
 import time
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +20,7 @@ from sr4ir_dist.cli import (
     write_result,
 )
 from sr4ir_dist.data.convert import CONVERTERS
+from sr4ir_dist.data.convert.parts import OnBadRow
 from sr4ir_dist.data.convert.source import Converter
 from sr4ir_dist.data.convert.write import ConvertedSplit, convert
 from sr4ir_dist.data.verify import VerifiedSplit, verify
@@ -49,13 +49,6 @@ app = typer.Typer(
 _THREADS_OF_TASK = 4
 
 
-class OnBadRow(StrEnum):
-    """What to do with a sample that cannot be read."""
-
-    fail = "fail"
-    skip = "skip"
-
-
 Threads = Annotated[
     int | None,
     typer.Option(
@@ -82,7 +75,7 @@ def _convert(
             help="An image that cannot be read: fail, or skip it, count it and list it. Training "
             "on the dataset will do the same."
         ),
-    ] = OnBadRow.fail,
+    ] = "fail",
     overwrite: Annotated[bool, typer.Option(help="Replace a dataset that is there.")] = False,
     threads: Threads = None,
     address: Address = None,
@@ -103,7 +96,7 @@ def _convert(
                 source,
                 storage.absolute(out),
                 name=name,
-                on_bad_row=on_bad_row.value,
+                on_bad_row=on_bad_row,
                 overwrite=overwrite,
                 threads=threads,
                 run=run,

@@ -44,7 +44,7 @@ def _as_files(images: Sequence[str], folder: Path) -> None:
 def _as_shards(images: Sequence[str], folder: Path) -> None:
     files = [ImageFile(image, f"{number:06d}", 0) for number, image in enumerate(images)]
     source = file_source(("all",), {"train": files}, {})
-    converter = Converter("benchmark", ("images", "classification"), "", lambda: source, {})
+    converter = Converter("benchmark", ("images", "classification"), "", lambda: source)
     convert(converter, source, str(folder), shard_bytes=_SHARD_BYTES)
 
 

@@ -87,7 +87,7 @@ def write_given(
 ) -> Manifest:
     """Writes rows as they are, through a source that has them; `settings` are `convert`'s."""
     source = Source(tuple(class_names), {split: len(rows)}, lambda _: rows, dict)
-    converter = Converter(name, tasks, "", lambda: source, {})
+    converter = Converter(name, tasks, "", lambda: source)
     return convert(converter, source, uri, **settings)[split].manifest
 
 

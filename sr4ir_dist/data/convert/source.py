@@ -86,7 +86,7 @@ class Converter:
     tasks: tuple[str, ...]
     help: str
     open: Callable[..., Source]
-    options: dict[str, str] = field(hash=False)
+    options: dict[str, str] = field(default_factory=dict, hash=False)
 
 
 def file_source(
