@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import Tensor
 from sr4ir_dist import storage
 
 FORMAT_VERSION = 1
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+"""The file that makes a directory a checkpoint; it is written last."""
 _FOLDER = "checkpoints"
 _FILE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 _STEP = re.compile(r"step-\d{9}")
@@ -84,20 +85,26 @@ def publish(run_uri: str, step: int, files: Mapping[str, bytes]) -> str:
         The checkpoint's URI.
     """
     uri = storage.join(run_uri, _FOLDER, f"step-{step:09d}")
-    manifest = storage.join(uri, _MANIFEST)
+    manifest = storage.join(uri, MANIFEST)
     if storage.exists(manifest):
         # A run that fell back behind this step writes it anew.
         storage.delete(manifest)
-    entries = {}
-    for name, data in files.items():
-        storage.write_bytes(storage.join(uri, name), data)
-        entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    storage.write_json(manifest, {"format_version": FORMAT_VERSION, "files": entries})
+    write(uri, files.items())
     for later in newest_first(run_uri):
         # Names sort as steps do. What a run left when it fell back must not pass for its newest.
         if later > uri:
-            _delete(later)
+            delete(later)
     return uri
+
+
+def write(uri: str, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write a checkpoint's files below a URI where there is none; the manifest goes last."""
+    entries = {}
+    for name, data in files:
+        storage.write_bytes(storage.join(uri, name), data)
+        entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest = {"format_version": FORMAT_VERSION, "files": entries}
+    storage.write_json(storage.join(uri, MANIFEST), manifest)
 
 
 def load(uri: str) -> Checkpoint:
@@ -109,7 +116,7 @@ def load(uri: str) -> Checkpoint:
         StorageError: the storage does not answer.
     """
     try:
-        value = json.loads(storage.read_bytes(storage.join(uri, _MANIFEST)))
+        value = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
     except storage.MissingError as error:
         raise CheckpointError(f"no checkpoint at {uri}") from error
     except ValueError as error:
@@ -140,7 +147,7 @@ def newest_first(run_uri: str) -> list[str]:
     """URIs of a run's published checkpoints, the newest first."""
     folder = storage.join(run_uri, _FOLDER)
     uris = [storage.join(folder, n) for n in storage.list_names(folder) if _STEP.fullmatch(n)]
-    return [uri for uri in reversed(uris) if storage.exists(storage.join(uri, _MANIFEST))]
+    return [uri for uri in reversed(uris) if storage.exists(storage.join(uri, MANIFEST))]
 
 
 def resolve(uri: str) -> str:
@@ -149,7 +156,7 @@ def resolve(uri: str) -> str:
     Raises:
         CheckpointError: the URI is neither a checkpoint nor a run with one.
     """
-    if storage.exists(storage.join(uri, _MANIFEST)):
+    if storage.exists(storage.join(uri, MANIFEST)):
         return uri
     published = newest_first(uri)
     if not published:
@@ -160,9 +167,10 @@ def resolve(uri: str) -> str:
 def prune(run_uri: str, keep: int) -> None:
     """Delete all but the newest checkpoints of a run; each disappears whole."""
     for uri in newest_first(run_uri)[keep:]:
-        _delete(uri)
+        delete(uri)
 
 
-def _delete(uri: str) -> None:
-    storage.delete(storage.join(uri, _MANIFEST))
+def delete(uri: str) -> None:
+    """Delete a checkpoint; it disappears whole, whatever is left of it when this is killed."""
+    storage.delete(storage.join(uri, MANIFEST))
     storage.delete(uri)
