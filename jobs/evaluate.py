@@ -16,6 +16,7 @@ from sr4ir_dist.cli import (
     Settings,
     console,
     make_app,
+    refuse_job_folder,
     result_table,
     say,
     user_errors,
@@ -28,7 +29,10 @@ app = make_app()
 @app.command()
 def main(
     checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint, or a run for its newest: a path or URI.")
+        str,
+        typer.Argument(
+            help="A checkpoint, or a run for its newest: a path or URI, or `hub://NAME`."
+        ),
     ],
     data: Annotated[
         list[str] | None,
@@ -39,7 +43,10 @@ def main(
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "val",
     storage_uri: Annotated[
         str | None,
-        typer.Option("--storage", help="Where Ray may keep files meanwhile; by default the run."),
+        typer.Option(
+            "--storage",
+            help="Where Ray may keep files meanwhile; by default the run, or `runs` for `hub://`.",
+        ),
     ] = None,
     settings: Settings = None,
     workers: Annotated[int, typer.Option(help="Ranks that share the images.")] = 1,
@@ -53,10 +60,14 @@ def main(
 
     python jobs/evaluate.py runs/drawn_cls-edsr-x4-sr4ir-1a2b3c4d --workers 2
     """
+    from sr4ir_dist.hub.names import is_name
     from sr4ir_dist.training import launch
     from sr4ir_dist.training.plan import make_request
 
     with user_errors(launch.TrainingError):
+        if storage_uri is None and is_name(checkpoint):
+            storage_uri = "runs"  # what is published is only read
+            refuse_job_folder(storage_uri)
         request = make_request(
             checkpoint,
             data=data or None,

@@ -14,6 +14,8 @@ from sr4ir_dist import checkpoint, experiments, recipes, storage
 from sr4ir_dist.config import Experiment, ExperimentError, Network, Role
 from sr4ir_dist.data.schema import Manifest
 from sr4ir_dist.data.splits import Split, dataset_uris, open_split
+from sr4ir_dist.hub.names import is_name
+from sr4ir_dist.hub.versions import resolve
 from sr4ir_dist.metrics.lpips import load_lpips
 from sr4ir_dist.networks import published
 from sr4ir_dist.networks.pretrained import Backbone, WeightsError, load_weights
@@ -158,7 +160,7 @@ def make_request(
     """Check what an evaluation needs before a worker starts.
 
     Args:
-        uri: a checkpoint, or a run for its newest one.
+        uri: a checkpoint, a run for its newest one, or a hub's name.
         data: dataset, or those of a mix; None for what the run was trained on.
         split: the split to judge on.
         settings: `key.path=value` assignments to the checkpoint's experiment.
@@ -170,7 +172,7 @@ def make_request(
         ExperimentError: a setting is wrong, or the data does not fit the checkpoint.
         DatasetError: there is no such dataset or split.
     """
-    uri = checkpoint.resolve(storage.absolute(uri))
+    uri = resolve(uri)
     saved = checkpoint.load(uri)
     experiment = override(load_experiment(saved), settings)
     uris = dataset_uris(saved.json("run.json")["data"] if data is None else data)
@@ -332,13 +334,12 @@ def _from_recipe(
 
 def _weights(uri: str, network: Network, field: str) -> tuple[str, str]:
     """A weight file's URI and SHA-256; of a run or checkpoint, the digest that it published."""
-    if not uri.endswith(_WEIGHT_FILES):
+    if is_name(uri) or not uri.endswith(_WEIGHT_FILES):
         try:
-            saved = checkpoint.load(checkpoint.resolve(uri))
+            saved = checkpoint.load(resolve(uri))
         except checkpoint.CheckpointError as error:
-            raise ExperimentError(
-                f"{field}={uri}: not a weight file ({', '.join(_WEIGHT_FILES)}), and {error}"
-            ) from error
+            kind = "" if is_name(uri) else f"not a weight file ({', '.join(_WEIGHT_FILES)}), and "
+            raise ExperimentError(f"{field}={uri}: {kind}{error}") from error
         name = f"{network}.safetensors"
         if name not in saved.files:
             raise ExperimentError(f"{field}={uri}: {saved.uri} has no {network} network")

@@ -1,0 +1,1 @@
+"""Published checkpoints in a bucket or folder: names, versions, tags, listing and sharing."""

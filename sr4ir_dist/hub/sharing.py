@@ -1,0 +1,200 @@
+"""Versions on their way out of a hub: fetched to a folder, or shared by a URL that expires."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import re
+import secrets
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+from pydantic import BaseModel, ValidationError
+
+from sr4ir_dist import checkpoint, storage
+from sr4ir_dist.hub.names import SCHEME, SHARES, HubError, Name
+from sr4ir_dist.hub.versions import find, resolve, uri_of
+
+LONGEST_S = 7 * 24 * 3600
+"""How long S3 lets a presigned URL live."""
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+_DURATION = re.compile(r"(\d{1,9})([smhd])")
+_INDEX = re.compile(r"(?P<expires>\d{10,12})-[0-9a-f]{32}\.json")
+_TIMEOUT_S = 30
+_SMALL = 1 << 20
+"""Bytes of the largest index or manifest that is read."""
+
+
+class _Index(BaseModel):
+    """A shared version: a URL for each of its files, the manifest among them."""
+
+    name: str
+    files: dict[str, str]
+
+
+def seconds(text: str) -> int:
+    """The seconds in a duration such as `7d`, `12h`, `30m` or `45s`.
+
+    Raises:
+        HubError: it is malformed, or longer than S3 allows.
+    """
+    match = _DURATION.fullmatch(text)
+    value = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not 0 < value <= LONGEST_S:
+        raise HubError(f"{text!r}: expected a time from 1s to 7d, such as 12h")
+    return value
+
+
+def share(name: Name, *, hub: str, expires: int, say: Callable[[str], None]) -> str:
+    """A URL by which anybody can `pull` a version until it expires, without credentials.
+
+    The presigned URLs of the version's files go into an index in the hub, whose own is the result.
+    Indexes of this name that have expired are deleted.
+
+    Args:
+        name: the version.
+        hub: the hub's root, in S3.
+        expires: after so many seconds.
+        say: is told what may shorten that time.
+
+    Raises:
+        HubError: there is no such version, the hub is a folder, or there are no credentials.
+        StorageError: the hub cannot be written.
+    """
+    if storage.is_local(hub):
+        raise HubError(f"{hub} is a folder, which no URL leads to; share from a hub in S3")
+    found = find(name, hub)
+    uri = uri_of(found, hub)
+    files = [*checkpoint.load(uri).files, checkpoint.MANIFEST]
+    urls = _presigned([storage.join(uri, file) for file in files], expires, say)
+    shares = storage.join(hub, found.path, SHARES)
+    for old in storage.list_names(shares):
+        if (match := _INDEX.fullmatch(old)) and int(match["expires"]) < time.time():
+            storage.delete(storage.join(shares, old))
+    ends = int(time.time()) + expires
+    place = storage.join(shares, f"{ends}-{secrets.token_hex(16)}.json")
+    index = _Index(name=f"{SCHEME}{found}", files=dict(zip(files, urls, strict=True)))
+    storage.write_json(place, index.model_dump())
+    (url,) = _presigned([place], expires)
+    return url
+
+
+def pull(
+    source: str, target: str, *, hub: str | None = None, say: Callable[[str], None]
+) -> checkpoint.Checkpoint:
+    """Fetch a checkpoint, verified; files that are there already are not fetched again.
+
+    Args:
+        source: a shared URL, a hub's name, a checkpoint, or a run for its newest one.
+        target: the folder or URI that the files go to; a checkpoint when all have arrived.
+        hub: the hub's root; None for that of the environment.
+        say: is told of each file.
+
+    Raises:
+        HubError: the URL was refused or is not that of a share; the target has another checkpoint.
+        CheckpointError: there is no such checkpoint, or it is damaged.
+        StorageError: a file cannot be read or written.
+    """
+    read = _reader(source, hub)
+    target = storage.absolute(target)
+    manifest = read(checkpoint.MANIFEST, _SMALL)
+    if _at(storage.join(target, checkpoint.MANIFEST)) not in (None, manifest):
+        raise HubError(f"{target} has another checkpoint: choose another folder")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / checkpoint.MANIFEST).write_bytes(manifest)
+        files = checkpoint.load(folder).files
+    for file, (size, digest) in files.items():
+
+        def is_sound(data: bytes | None, wanted: str = digest) -> bool:
+            return data is not None and hashlib.sha256(data).hexdigest() == wanted
+
+        place = storage.join(target, file)
+        if is_sound(_at(place)):
+            say(f"{file} is there already")
+            continue
+        data = read(file, size)
+        if not is_sound(data):
+            raise checkpoint.CheckpointError(f"{file} did not arrive as it was published")
+        storage.write_bytes(place, data)
+        say(f"{file}: {size:,} bytes")
+    storage.write_bytes(storage.join(target, checkpoint.MANIFEST), manifest)
+    return checkpoint.load(target)
+
+
+def _reader(source: str, hub: str | None) -> Callable[[str, int], bytes]:
+    """Reads a file of a checkpoint, by its name, that should have so many bytes at most."""
+    if not source.startswith(("http://", "https://")):
+        uri = resolve(source, hub)
+        return lambda file, limit: storage.read_bytes(storage.join(uri, file))
+    try:
+        index = _Index.model_validate_json(_fetched(source, _SMALL))
+    except ValidationError as error:
+        raise HubError(f"{_told(source)}: this is no shared version") from error
+
+    def read(file: str, limit: int) -> bytes:
+        if file not in index.files:
+            raise HubError(f"{_told(source)}: the shared version lacks {file}")
+        return _fetched(index.files[file], limit)
+
+    return read
+
+
+def _fetched(url: str, limit: int) -> bytes:
+    if not url.startswith(("http://", "https://")):
+        raise HubError(f"{_told(url)}: expected http(s)://")
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+            return response.read(limit)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise HubError(
+            f"{_told(url)}: refused ({error.code}): the URL has expired or is not whole; ask for "
+            "another one, and give it in quotes"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise HubError(f"{_told(url)}: {error}; the same command again continues") from error
+
+
+def _told(url: str) -> str:
+    # What follows lets others in.
+    return url.partition("?")[0]
+
+
+def _at(uri: str) -> bytes | None:
+    try:
+        return storage.read_bytes(uri)
+    except storage.MissingError:
+        return None
+
+
+def _presigned(
+    uris: Iterable[str], expires: int, say: Callable[[str], None] = lambda text: None
+) -> list[str]:
+    """The URLs by which files in S3 can be read for so many seconds."""
+    session, system = boto3.Session(), storage.filesystem("s3://any")[0]
+    try:
+        credentials = session.get_credentials()
+        if credentials is not None and credentials.token:
+            say("note: your credentials are temporary; the URL ends with them, if not before")
+        # The region that everything else here uses: boto3 does not read AWS_REGION.
+        client = session.client(
+            "s3", region_name=system.region, config=Config(signature_version="s3v4")
+        )
+        try:
+            urls = []
+            for uri in uris:
+                bucket, _, key = uri.removeprefix("s3://").partition("/")
+                where = {"Bucket": bucket, "Key": key}
+                urls.append(client.generate_presigned_url("get_object", where, expires))
+            return urls
+        finally:
+            client.close()
+    except BotoCoreError as error:
+        raise HubError(f"no URL could be signed: {error}") from error
