@@ -56,7 +56,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
     # A process of its own: pyarrow's destructors hold the GIL while they talk to the server.
     with log.open("wb") as sink:
         server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+            [sys.executable, str(Path(__file__).with_name("s3_server.py"))],
             stdout=sink,
             stderr=subprocess.STDOUT,
         )
