@@ -77,7 +77,7 @@ def list_names(prefix: Prefix = "", hub: Hub = None, json: JsonFile = None) -> N
             card, count = newest.card, 1 + len(others)
             texts = (path, count, " ".join(tags), card.published, card.experiment, _figures(card))
             table.add_row(*(Text(str(text)) for text in texts))
-            result.append({"versions": count, "all_tags": tags, "newest": _as_json(newest)})
+            result.append({"versions": count, "tags": tags, "newest": _as_json(newest)})
         console.print(table)
         write_result(json, result)
 
@@ -127,9 +127,10 @@ def show(name: NameArgument, hub: Hub = None, json: JsonFile = None) -> None:
         value = _as_json(entry) | {"uri": uri, "versions": [str(each.which) for each in published]}
         table = result_table(f"{names.SCHEME}{entry.name}", {})
         facts = entry.card.model_dump(exclude={"metrics"}) | {"figures": _figures(entry.card)}
-        facts |= {"tags": " ".join(entry.tags), "versions": "\n".join(value["versions"])}
-        for what, fact in (facts | {"URI": uri}).items():
-            table.add_row(what, Text(str(fact)))
+        facts |= {"tags": entry.tags, "URI": uri, "versions": value["versions"]}
+        for what, fact in facts.items():
+            lines = fact if isinstance(fact, list | tuple) else [fact]
+            table.add_row(what, Text("\n".join(map(str, lines))))
         console.print(table)
         write_result(json, value)
 

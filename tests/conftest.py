@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a real S3 server, real data, parity records, small image trees."""
+"""Fixtures shared by all tests: real S3 servers, real data, parity records, small image trees."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import boto3
@@ -23,6 +24,7 @@ hypothesis.settings.load_profile("suite")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real-data", metavar="DIR", help="folder with the real datasets")
     parser.addoption("--parity", metavar="DIR", help="folder with records of the published method")
+    parser.addoption("--s3rver", metavar="DIR", help="folder with s3rver in its node_modules")
     parser.addoption("--write-golden", action="store_true", help="store the golden losses anew")
 
 
@@ -50,18 +52,12 @@ def parity(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """A real S3 server on loopback; gives a function that makes a bucket and returns its URI."""
-    folder = tmp_path_factory.mktemp("s3")
-    log = folder / "server.log"
-    # A process of its own: pyarrow's destructors hold the GIL while they talk to the server.
-    with log.open("wb") as sink:
-        server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("s3_server.py"))],
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        endpoint = _endpoint(server, log)
+    """A real S3 server on loopback, which refuses requests that are not signed with its keys.
+
+    Gives a function that makes a bucket and returns its URI.
+    """
+    program = [sys.executable, str(Path(__file__).with_name("s3_server.py"))]
+    with _served(program, tmp_path_factory.mktemp("s3")) as endpoint:
         settings = {
             "AWS_ENDPOINT_URL": endpoint,
             "AWS_REGION": "us-east-1",
@@ -77,15 +73,55 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
                 patch.delenv(name, raising=False)
             for name, value in settings.items():
                 patch.setenv(name, value)
-            client = boto3.client("s3")
+            yield _make_bucket
 
-            def make_bucket() -> str:
-                bucket = f"bucket-{uuid.uuid4().hex[:12]}"
-                client.create_bucket(Bucket=bucket)
-                return f"s3://{bucket}"
 
-            yield make_bucket
-            client.close()
+_S3RVER = """
+const S3rver = require("s3rver");
+require("s3rver/lib/models/account").DUMMY_ACCOUNT.createKeyPair("testing", "testing");
+new S3rver({directory: process.argv[1], address: "127.0.0.1", port: 0, silent: true})
+    .run((error, {port}) => console.log(`Running on http://127.0.0.1:${port}`));
+"""
+
+
+@pytest.fixture(scope="session")
+def s3rver_endpoint(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """An S3 server by other people, in the folder given by ``--s3rver``; skips without it."""
+    folder = tmp_path_factory.mktemp("s3rver")
+    # It makes the tokens of long listings with DES, which newer OpenSSLs keep for those who ask.
+    node = ["node", "--openssl-legacy-provider"]
+    program = [*node, "-e", _S3RVER, str(folder / "buckets")]
+    with _served(program, folder, cwd=_folder(request, "--s3rver")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3rver(s3: object, s3rver_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Like `s3`, on the other server, with the switch that such stores need."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3rver_endpoint)
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    return _make_bucket
+
+
+def _make_bucket() -> str:
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    with closing(boto3.client("s3")) as client:
+        client.create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
+
+
+@contextmanager
+def _served(program: list[str], folder: Path, cwd: Path | None = None) -> Iterator[str]:
+    """Runs a server in a process of its own; gives its endpoint."""
+    # Of its own, because pyarrow's destructors hold the GIL while they talk to the server.
+    log = folder / "server.log"
+    with log.open("wb") as sink:
+        server = subprocess.Popen(program, cwd=cwd, stdout=sink, stderr=subprocess.STDOUT)
+    try:
+        yield _endpoint(server, log)
     finally:
         server.terminate()
         server.wait(20)

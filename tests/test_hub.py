@@ -12,30 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
+from small_runs import DATA, EXPERIMENT, publish_run
 
-from sr4ir_dist import checkpoint, experiments, storage
+from sr4ir_dist import checkpoint, storage
 from sr4ir_dist.checkpoint import CheckpointError
 from sr4ir_dist.hub import listing, sharing, versions
 from sr4ir_dist.hub.cards import load_card
 from sr4ir_dist.hub.names import HubError, Name, parse, root
 
 NAME = "team/drawn_cls-edsr-x4"
-EXPERIMENT = "drawn_cls/edsr-x4/sr4ir"
-
-
-def publish_run(run, *, experiment=EXPERIMENT, step=12, judged=12, weight=1.0, **figures):
-    """A run with one small checkpoint; gives its URI."""
-    history = [{"epoch": 1, "step": judged, "images": 16, **figures}] if figures else []
-    files = {
-        "experiment.json": experiments.make(experiment).model_dump_json().encode(),
-        "sr.safetensors": safetensors.torch.save({"conv.weight": torch.full((3, 3), weight)}),
-        "task.safetensors": safetensors.torch.save({"fc.weight": torch.full((2,), weight)}),
-        "progress.json": json.dumps({"step": step, "history": history}).encode(),
-        "run.json": json.dumps({"run": "one", "data": "s3://bucket/data/drawn"}).encode(),
-    }
-    return checkpoint.publish(str(run), step, files)
 
 
 @pytest.fixture
@@ -45,12 +31,12 @@ def run(tmp_path):
     return str(tmp_path / "run")
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", "s3", "s3rver"])
 def hub(request, tmp_path):
     """The root of an empty hub of each kind."""
-    if request.param == "bucket":
-        return request.getfixturevalue("s3")() + "/hub"
-    return str(tmp_path / "hub")
+    if request.param == "folder":
+        return str(tmp_path / "hub")
+    return request.getfixturevalue(request.param)() + "/hub"
 
 
 def ids(hub, path=NAME):
@@ -71,7 +57,7 @@ def test_a_version_is_a_checkpoint_with_a_card(run, hub):
     assert card.metrics == {"top1": 91.75, "psnr": 19.5, "images": 16}
     assert (card.note, card.data, card.source) == (
         "a first try",
-        "s3://bucket/data/drawn",
+        (DATA,),
         original.uri,
     )
     text = saved.read("readme.md").decode()
@@ -298,9 +284,7 @@ def dying(monkeypatch, at):
         ("delete", 3, {(True, 2): 3, (True, 1): 3, (False, 1): 1}),
     ],
 )
-def test_whoever_is_killed_leaves_whole_versions_only(
-    doing, operations, expected, run, tmp_path
-):
+def test_whoever_is_killed_leaves_whole_versions_only(doing, operations, expected, run, tmp_path):
     """At every write and deletion: the earlier version stays, the other is there whole or not."""
     outcomes = Counter()
     for at in range(100):
@@ -571,14 +555,16 @@ def test_what_cannot_be_shared_is_refused(s3, run, tmp_path, monkeypatch):
     versions.publish(run, NAME, hub=hub)
     said: list[str] = []
     monkeypatch.setenv("AWS_SESSION_TOKEN", "temporary")
-    assert "X-Amz-Security-Token" in sharing._presigned([f"{hub}/x"], 60, said.append)[0]
+    with sharing._signing(60, said.append) as signed:
+        assert "X-Amz-Security-Token" in signed(f"{hub}/x")
     assert said == ["note: your credentials are temporary; the URL ends with them, if not before"]
     without_credentials(monkeypatch)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     with pytest.raises(HubError, match="no URL could be signed: Unable to locate credentials"):
-        sharing._presigned([f"{hub}/x"], 60)
+        with sharing._signing(60, print) as signed:
+            signed(f"{hub}/x")
 
 
 def test_what_a_url_leads_to_is_not_trusted(s3, run, tmp_path):
@@ -589,7 +575,8 @@ def test_what_a_url_leads_to_is_not_trusted(s3, run, tmp_path):
 
     def pull(value, to="pulled"):
         storage.write_bytes(f"{hub}/index.json", json.dumps(value).encode())
-        (url,) = sharing._presigned([f"{hub}/index.json"], 60)
+        with sharing._signing(60, print) as signed:
+            url = signed(f"{hub}/index.json")
         return sharing.pull(url, str(tmp_path / to), say=print)
 
     with pytest.raises(HubError, match="this is no shared version"):

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from sr4ir_dist import recipes
 from sr4ir_dist.checkpoint import Checkpoint
 from sr4ir_dist.config import from_json
+from sr4ir_dist.data.splits import dataset_uris
 from sr4ir_dist.hub.names import HubError
 
 CARD, README = "card.json", "readme.md"
@@ -38,8 +39,8 @@ class Card(BaseModel):
     note: Line
     source: Line
     """URI of the checkpoint that was copied."""
-    data: Line
-    """URI of the dataset that the run was trained on."""
+    data: tuple[Line, ...]
+    """URI of each dataset that the run was trained on."""
     experiment: Line
     recipe: Line
     task: Line | None
@@ -74,7 +75,7 @@ def make_card(saved: Checkpoint, note: str) -> Card:
         "by": user(),
         "note": note,
         "source": saved.uri,
-        "data": run["data"],
+        "data": dataset_uris(run["data"]),
         "experiment": experiment.name,
         "recipe": experiment.recipe,
         "task": experiment.task and experiment.task.name,
@@ -111,7 +112,7 @@ def readme(card: Card, name: str) -> str:
         "recipe": f"{recipe.title}: {recipe.about}",
         "task": card.task or "none",
         "SR network": f"{card.sr or 'none'}{f' x{card.scale}' if card.scale else ''}",
-        "trained on": card.data,
+        "trained on": ", ".join(card.data),
         "steps": str(card.step),
         **{metric: f"{value:.4g}" for metric, value in card.metrics.items()},
         "published": f"{card.published} by {card.by}",

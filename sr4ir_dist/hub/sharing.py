@@ -10,7 +10,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import boto3
@@ -73,17 +74,16 @@ def share(name: Name, *, hub: str, expires: int, say: Callable[[str], None]) -> 
     found = find(name, hub)
     uri = uri_of(found, hub)
     files = [*checkpoint.load(uri).files, checkpoint.MANIFEST]
-    urls = _presigned([storage.join(uri, file) for file in files], expires, say)
     shares = storage.join(hub, found.path, SHARES)
     for old in storage.list_names(shares):
         if (match := _INDEX.fullmatch(old)) and int(match["expires"]) < time.time():
             storage.delete(storage.join(shares, old))
     ends = int(time.time()) + expires
     place = storage.join(shares, f"{ends}-{secrets.token_hex(16)}.json")
-    index = _Index(name=f"{SCHEME}{found}", files=dict(zip(files, urls, strict=True)))
-    storage.write_json(place, index.model_dump())
-    (url,) = _presigned([place], expires)
-    return url
+    with _signing(expires, say) as signed:
+        urls = {file: signed(storage.join(uri, file)) for file in files}
+        storage.write_json(place, _Index(name=f"{SCHEME}{found}", files=urls).model_dump())
+        return signed(place)
 
 
 def pull(
@@ -174,10 +174,9 @@ def _at(uri: str) -> bytes | None:
         return None
 
 
-def _presigned(
-    uris: Iterable[str], expires: int, say: Callable[[str], None] = lambda text: None
-) -> list[str]:
-    """The URLs by which files in S3 can be read for so many seconds."""
+@contextmanager
+def _signing(expires: int, say: Callable[[str], None]) -> Iterator[Callable[[str], str]]:
+    """Makes URLs by which a file in S3 can be read for so many seconds."""
     session, system = boto3.Session(), storage.filesystem("s3://any")[0]
     try:
         credentials = session.get_credentials()
@@ -187,14 +186,13 @@ def _presigned(
         client = session.client(
             "s3", region_name=system.region, config=Config(signature_version="s3v4")
         )
-        try:
-            urls = []
-            for uri in uris:
-                bucket, _, key = uri.removeprefix("s3://").partition("/")
-                where = {"Bucket": bucket, "Key": key}
-                urls.append(client.generate_presigned_url("get_object", where, expires))
-            return urls
-        finally:
-            client.close()
+
+        def signed(uri: str) -> str:
+            bucket, _, key = uri.removeprefix("s3://").partition("/")
+            where = {"Bucket": bucket, "Key": key}
+            return client.generate_presigned_url("get_object", where, expires)
+
+        with closing(client):
+            yield signed
     except BotoCoreError as error:
         raise HubError(f"no URL could be signed: {error}") from error

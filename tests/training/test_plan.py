@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import publish_run
 from torchvision.models import mobilenet_v3_large
 
 from sr4ir_dist import experiments
@@ -15,13 +16,14 @@ from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
 from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.data.schema import DatasetError
 from sr4ir_dist.data.shards import load_manifest
+from sr4ir_dist.hub import versions
 from sr4ir_dist.networks.edsr import EDSR
 from sr4ir_dist.networks.pretrained import WeightsError
 from sr4ir_dist.networks.vgg import VGG19
 from sr4ir_dist.overrides import override
 from sr4ir_dist.training import launch
 from sr4ir_dist.training.build import build_networks
-from sr4ir_dist.training.plan import load_start, make_plan
+from sr4ir_dist.training.plan import load_start, make_plan, make_request
 
 SHORT = ["epochs=3", "warmup_epochs=1", "batch_size=8", "seed=5"]
 
@@ -122,6 +124,34 @@ def test_weights_that_are_known_but_cannot_be_had_leave_out_a_figure_or_refuse(d
     experiment = override(experiments.make("drawn_cls/edsr-x8/sr4ir"), ["sr.weights=DIV2K"])
     with pytest.raises(WeightsError, match=r"x8 are not public.*folder_sr/edsr-x8/pretrain"):
         make_plan(experiment, data=data, storage_uri=str(tmp_path))
+
+
+def test_names_of_a_hub_are_taken_where_checkpoints_are(data, tmp_path, monkeypatch):
+    storage, hub, name = str(tmp_path / "runs"), str(tmp_path / "hub"), "team/net.pt"
+    monkeypatch.setenv("SR4IR_HUB", hub)
+    publish_run(tmp_path / "run", data=data)
+    first = versions.publish(str(tmp_path / "run"), name, hub=hub, tag="best")
+    weights = f"{versions.uri_of(first, hub)}/task.safetensors"
+
+    request = make_request(f"hub://{name}@best", data=None, split="val", settings=[])
+    assert request.checkpoint == versions.uri_of(first, hub)
+    assert request.data == (data,)
+
+    def plan(*settings):
+        experiment = override(experiments.make("drawn_cls/edsr-x4/t2s"), settings)
+        return make_plan(experiment, data=data, storage_uri=storage)
+
+    # What was published has a tensor that is not of this network, and its name says so.
+    for setting in (f"task.start=hub://{name}", f"task.start=hub://{first}"):
+        with pytest.raises(WeightsError, match=re.escape(weights)):
+            plan(setting)
+    with pytest.raises(ExperimentError, match=r"task\.start=hub://nobody: hub://nobody: nothing"):
+        plan("task.start=hub://nobody")
+    with pytest.raises(ExperimentError, match=r"task\.start=hub://Any.*no name of a hub"):
+        plan("task.start=hub://Any")
+    monkeypatch.delenv("SR4IR_HUB")
+    with pytest.raises(ExperimentError, match=r"task\.start=hub://.*: no hub: set SR4IR_HUB"):
+        plan(f"task.start=hub://{name}")
 
 
 def test_a_backbones_file_starts_segmentation(data, tmp_path):
