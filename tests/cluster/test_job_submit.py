@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from sr4ir_dist import checkpoint, storage
 from sr4ir_dist.data.shards import load_manifest
+from sr4ir_dist.hub import listing, sharing, versions
 
 pytestmark = pytest.mark.timeout(900)
 # The programs of this environment, whatever the caller's PATH is.
@@ -28,6 +30,12 @@ PORTS = (
     *("--port", "--dashboard-port", "--dashboard-agent-listen-port", "--ray-client-server-port"),
     *("--dashboard-agent-grpc-port", "--runtime-env-agent-port", "--metrics-export-port"),
 )
+# On top of the settings of `train_command`.
+SHORT = [
+    word
+    for setting in ("epochs=1", "warmup_epochs=0", "checkpoint.every_steps=null")
+    for word in ("--set", setting)
+]
 
 
 @dataclass(frozen=True)
@@ -141,13 +149,14 @@ def stop(node: subprocess.Popen[bytes]) -> None:
     psutil.wait_procs(left, timeout=10)
 
 
-def test_a_submitted_job_trains_from_and_into_a_bucket(
+@pytest.fixture(scope="module")
+def trained(
     head: Head,
     s3: Callable[[], str],
     repository: Path,
     train_command: Callable[..., list[str]],
-    tmp_path: Path,
-):
+) -> dict[str, Any]:
+    """The result of a submitted job that trains from and into a bucket."""
     bucket = s3()
     data, runs = f"{bucket}/data/drawn", f"{bucket}/runs"
     sizes = ("--train-count", "48", "--val-count", "16", "--size", "32")
@@ -158,32 +167,36 @@ def test_a_submitted_job_trains_from_and_into_a_bucket(
     assert load_manifest(data, "val").rows == 16
 
     json_uri = f"{bucket}/summary.json"
-    short = ("epochs=1", "warmup_epochs=0", "checkpoint.every_steps=null")
-    more = [word for setting in short for word in ("--set", setting)]
-    arguments = train_command(data, runs, "--json", json_uri, *more)
+    arguments = train_command(data, runs, "--json", json_uri, *SHORT)
     job = head.submit("python", "jobs/train.py", *arguments, cwd=repository)
     assert job.returncode == 0, head.told(job)
     assert "succeeded" in job.stdout + job.stderr
+    return storage.read_json(json_uri)
 
-    (run,) = storage.list_names(runs)
-    result = storage.read_json(f"{runs}/{run}/result.json")
-    assert storage.read_json(json_uri) == result
-    assert (result["run_uri"], result["steps"], result["world_size"]) == (f"{runs}/{run}", 12, 2)
-    saved = checkpoint.load(result["checkpoint"])
+
+def test_a_submitted_job_trains_from_and_into_a_bucket(
+    head: Head, trained: dict[str, Any], repository: Path, tmp_path: Path
+):
+    run_uri = trained["run_uri"]
+    runs, _, run = run_uri.rpartition("/")
+    assert storage.list_names(runs) == [run]
+    assert storage.read_json(f"{run_uri}/result.json") == trained
+    assert (trained["steps"], trained["world_size"]) == (12, 2)
+    saved = checkpoint.load(trained["checkpoint"])
     for name in saved.files:
         assert len(saved.read(name)) > 0
-    assert saved.json("run.json")["data"] == [data]
+    assert saved.json("run.json")["data"] == [f"{runs.rpartition('/')[0]}/data/drawn"]
 
     json_file = tmp_path / "figures.json"
     judged = head.run(
-        *("python", "jobs/evaluate.py", f"{runs}/{run}", "--storage", runs, "--json"),
+        *("python", "jobs/evaluate.py", run_uri, "--storage", runs, "--json"),
         *(str(json_file), "--workers", "2", "--cpus", "1", "--cpu", "--address", head.address),
         cwd=repository,
     )
     assert judged.returncode == 0, head.told(judged)
     found = storage.read_json(str(json_file))
-    assert found["checkpoint"] == result["checkpoint"]
-    assert found["metrics"].items() <= result["metrics"].items()
+    assert found["checkpoint"] == trained["checkpoint"]
+    assert found["metrics"].items() <= trained["metrics"].items()
     assert found["metrics"].keys() == {"psnr", "ssim", "top1", "images"}
     assert storage.list_names(runs) == [run]
 
@@ -202,6 +215,46 @@ def check_what_travelled(head: Head, repository: Path) -> None:
     assert tops.isdisjoint({".venv", ".git", "runs", "datasets"})
     jobs = {path.name for path in (repository / "jobs").glob("*.py")}
     assert {path.name for path in (folder / "jobs").glob("*.py")} == jobs
+
+
+@pytest.mark.parametrize("server", ["s3", "s3rver"])
+def test_another_recipe_starts_from_what_was_published(
+    server: str,
+    request: pytest.FixtureRequest,
+    head: Head,
+    trained: dict[str, Any],
+    drawn: str,
+    repository: Path,
+    train_command: Callable[..., list[str]],
+    tmp_path: Path,
+):
+    ours = str(tmp_path / "ours")
+    original = sharing.pull(trained["checkpoint"], ours, say=print)
+    bucket = request.getfixturevalue(server)()
+    hub, runs = f"{bucket}/hub", f"{bucket}/runs"
+    name = versions.publish(ours, "team/drawn", hub=hub, tag="best")
+    (entry,), problems = listing.entries(hub)
+    assert (entry.name, entry.tags, problems) == (name, ("best",), [])
+    assert entry.card.metrics.items() <= trained["metrics"].items()
+    assert entry.card.metrics.keys() == {"psnr", "ssim", "top1", "images"}
+    pulled = sharing.pull("hub://team/drawn", str(tmp_path / "theirs"), hub=hub, say=print)
+    assert original.files.items() <= pulled.files.items()
+
+    environment = storage.worker_environment() | {"SR4IR_HUB": hub}
+    starts = ("sr.start=hub://team/drawn@best", "task.weights=hub://team/drawn")
+    settings = [word for start in starts for word in ("--set", start)]
+    _, *arguments = train_command(drawn, runs, *SHORT, *settings)
+    job = head.submit(
+        *("env", *(f"{variable}={value}" for variable, value in environment.items())),
+        *("python", "jobs/train.py", "drawn_cls/edsr-x4/s2t", *arguments),
+        cwd=repository,
+    )
+    assert job.returncode == 0, head.told(job)
+    (run,) = storage.list_names(runs)
+    continued = checkpoint.load(checkpoint.resolve(f"{runs}/{run}"))
+    # S->T trains the task network on the images of an SR network that stays as it is.
+    assert continued.read("sr.safetensors") == original.read("sr.safetensors")
+    assert continued.read("task.safetensors") != original.read("task.safetensors")
 
 
 def test_a_submit_without_the_token_is_refused(head: Head, tmp_path: Path):
