@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sr4ir_dist.cli import JsonFile, console, result_table, say, user_errors, write_result
@@ -70,13 +70,16 @@ def list_names(prefix: Prefix = "", hub: Hub = None, json: JsonFile = None) -> N
         grouped: dict[str, list[listing.Entry]] = {}
         for entry in _entries(names.root(hub), prefix):
             grouped.setdefault(entry.name.path, []).append(entry)
-        table = Table("name", "versions", "tags", "newest", "experiment", "figures")
+        table = Table(
+            Column("name", no_wrap=True), "versions", "tags", "newest", "experiment", "figures"
+        )
         result = []
         for path, (newest, *others) in sorted(grouped.items()):
             tags = sorted(tag for entry in (newest, *others) for tag in entry.tags)
             card, count = newest.card, 1 + len(others)
-            texts = (path, count, " ".join(tags), card.published, card.experiment, _figures(card))
-            table.add_row(*(Text(str(text)) for text in texts))
+            day, figures = card.published[:10], _figures(card)
+            texts = (path, count, " ".join(tags), day, card.experiment, figures)
+            table.add_row(*map(_cell, texts))
             result.append({"versions": count, "tags": tags, "newest": _as_json(newest)})
         console.print(table)
         write_result(json, result)
@@ -107,11 +110,11 @@ def search(
     with user_errors():
         wanted = {"task": task, "data": data, "sr": sr, "scale": scale, "recipe": recipe}
         found = listing.select(_entries(names.root(hub), prefix), wanted, metric or [], sort)
-        table = Table("version", "tags", "experiment", "figures", "note")
+        table = Table(Column("version", no_wrap=True), "tags", "experiment", "figures", "note")
         for entry in found:
             card = entry.card
             texts = (entry.name, " ".join(entry.tags), card.experiment, _figures(card), card.note)
-            table.add_row(*(Text(str(text)) for text in texts))
+            table.add_row(*map(_cell, texts))
         console.print(table)
         write_result(json, [_as_json(entry) for entry in found])
 
@@ -130,7 +133,7 @@ def show(name: NameArgument, hub: Hub = None, json: JsonFile = None) -> None:
         facts |= {"tags": entry.tags, "URI": uri, "versions": value["versions"]}
         for what, fact in facts.items():
             lines = fact if isinstance(fact, list | tuple) else [fact]
-            table.add_row(what, Text("\n".join(map(str, lines))))
+            table.add_row(what, _cell("\n".join(map(str, lines))))
         console.print(table)
         write_result(json, value)
 
@@ -225,6 +228,11 @@ def delete(
 
 def _print(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _cell(value: object) -> Text:
+    # Whole, to be copied, and without markup, which others wrote.
+    return Text(str(value), overflow="fold")
 
 
 def _entries(root: str, prefix: str) -> list[listing.Entry]:

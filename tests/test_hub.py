@@ -54,7 +54,7 @@ def test_a_version_is_a_checkpoint_with_a_card(run, hub):
     card = load_card(saved)
     assert (card.experiment, card.dataset, card.recipe) == (EXPERIMENT, "drawn_cls", "sr4ir")
     assert (card.task, card.sr, card.scale, card.step) == ("classification", "edsr", 4, 12)
-    assert card.metrics == {"top1": 91.75, "psnr": 19.5, "images": 16}
+    assert card.metrics == {"top1": 91.75, "psnr": 19.5}
     assert (card.note, card.data, card.source) == (
         "a first try",
         (DATA,),
@@ -174,7 +174,7 @@ def test_figures_are_those_of_the_published_step(tmp_path):
         version = versions.publish(str(tmp_path / name), name, hub=hub)
         found[name] = listing.entry(version, hub).card
     assert found["later"].metrics == found["never"].metrics == {}
-    assert found["odd"].metrics == {"psnr": 20.0, "images": 16}
+    assert found["odd"].metrics == {"psnr": 20.0}
     assert (found["oracle"].sr, found["oracle"].scale) == (None, None)
 
 
@@ -415,10 +415,10 @@ def test_versions_are_found_by_what_they_are_and_can(several, wanted, conditions
     [
         ({"task": "segment"}, [], "newest", "task=segment: .*there are: classification, segment"),
         ({"scale": 2}, [], "newest", "scale=2: no version has it; there are: 4, 8"),
-        ({}, ["iou>3"], "newest", "metric 'iou>3': .*there are: images, lpips, miou, top1"),
+        ({}, ["iou>3"], "newest", "metric 'iou>3': .*there are: lpips, miou, top1"),
         ({}, ["miou"], "newest", "metric 'miou': expected such as miou>60"),
         ({}, ["miou>x"], "newest", "metric 'miou>x': expected such as"),
-        ({}, [], "date", "sort=date: .*there are: images, lpips, miou, newest, top1"),
+        ({}, [], "date", "sort=date: .*there are: lpips, miou, newest, top1"),
     ],
 )
 def test_a_search_for_what_no_version_has_says_what_there_is(

@@ -145,8 +145,11 @@ def _metrics(progress: dict[str, Any]) -> dict[str, float]:
     if record.get("step") != progress["step"]:
         # Between evaluations: the last figures are those of another checkpoint.
         return {}
-    figures = {name: value for name, value in record.items() if name not in ("epoch", "step")}
-    return {name: value for name, value in figures.items() if math.isfinite(value)}
+    return {
+        name: value
+        for name, value in record.items()
+        if name not in ("epoch", "step", "images") and math.isfinite(value)
+    }
 
 
 def _explained(what: str, error: ValidationError) -> str:
