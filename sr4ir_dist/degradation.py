@@ -154,8 +154,29 @@ def pad_to_multiple(images: Tensor, multiple: int, mode: str = "replicate") -> T
     Raises:
         ValueError: As `pad_to`.
     """
+    if mode == "reflect" and torch.compiler.is_exporting():
+        return _reflect_in_graph(images, multiple)
     height, width = (-(-side // multiple) * multiple for side in images.shape[-2:])
     return pad_to(images, height, width, mode)
+
+
+def _reflect_in_graph(images: Tensor, multiple: int) -> Tensor:
+    """Pads as `pad_to_multiple` does, without a branch that hangs on the size.
+
+    An exported graph holds for every size: which rule applies is part of the indices.
+    """
+
+    def places(side: int) -> tuple[Tensor, Tensor]:
+        # Not -(-side // multiple): ONNX rounds integer divisions towards zero.
+        padded = (side + multiple - 1) // multiple * multiple
+        place = torch.arange(padded, device=images.device)
+        mirrored = torch.where(place < side, place, 2 * (side - 1) - place)
+        return mirrored, place.clamp(max=side - 1)
+
+    (row, edge_row), (column, edge_column) = places(images.shape[-2]), places(images.shape[-1])
+    fits = (row >= 0).all() & (column >= 0).all()
+    rows = torch.where(fits, row, edge_row)
+    return images.index_select(2, rows).index_select(3, torch.where(fits, column, edge_column))
 
 
 def crop_back(images: Tensor, sizes: Tensor | Sequence[Sequence[int]]) -> list[Tensor]:

@@ -46,7 +46,8 @@ class PixelShuffle(nn.PixelShuffle):
     def forward(self, input: Tensor) -> Tensor:
         """Rearranges N,C*r*r,H,W to N,C,H*r,W*r; N may be 0."""
         # torch's own backward gives an empty batch a gradient of a wrong shape.
-        if len(input) == 0:
+        # Not len(): it would fix the batch size of an exported graph.
+        if input.shape[0] == 0:
             batch, channels, height, width = input.shape
             factor = self.upscale_factor
             return input.reshape(batch, channels // factor**2, height * factor, width * factor)

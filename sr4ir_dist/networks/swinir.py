@@ -143,7 +143,10 @@ class _Block(nn.Module):
             windows = self.attn(_partition(x, self.window), None)
             return _assemble(windows, height, width, self.window)
         dtype = self.attn.relative_position_bias_table.dtype
-        mask = _shift_mask(height, width, self.window, dtype, x.device)
+        if torch.compiler.is_exporting():  # sizes have no value yet
+            mask = _make_mask(height, width, self.window).to(device=x.device, dtype=dtype)
+        else:
+            mask = _shift_mask(height, width, self.window, dtype, x.device)
         x = torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
         x = _assemble(self.attn(_partition(x, self.window), mask), height, width, self.window)
         return torch.roll(x, (self.shift, self.shift), dims=(1, 2))
