@@ -16,7 +16,7 @@ from sr4ir_dist import __version__, checkpoint, recipes, storage
 from sr4ir_dist.checkpoint import Checkpoint
 from sr4ir_dist.config import Experiment, Network
 from sr4ir_dist.data.schema import DatasetError
-from sr4ir_dist.data.shards import load_manifest
+from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.export.describe import describe_sr, describe_task
 from sr4ir_dist.export.graph import (
     ExportError,
@@ -138,16 +138,16 @@ def _classes(
     saved: Checkpoint, task: Task, data: str | None, notes: list[str]
 ) -> tuple[str, ...] | None:
     """The names of what the task network tells apart, without background, where they are known."""
-    used = saved.json("run.json")["data"]
     try:
-        names = load_manifest(used if data is None else storage.absolute(data), "train").class_names
-    except (DatasetError, storage.StorageError) as error:
+        split = open_split(saved.json("run.json")["data"] if data is None else data, "train")
+        names = split.manifest.class_names
+        if len(names) != task.num_classes:
+            raise ExportError(f"{split} has {len(names)} classes, not {task.num_classes}")
+    except (DatasetError, storage.StorageError, ExportError) as error:
         if data is not None:
             raise
         notes.append(f"no names of classes (name the dataset to have them): {error}")
         return None
-    if len(names) != task.num_classes:
-        raise ExportError(f"{data or used} has {len(names)} classes, not {task.num_classes}")
     return names
 
 

@@ -48,10 +48,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory, data):
-    """A function that publishes a run of an experiment with random weights: its URI, its networks.
-
-    Statistics of batch norm are random too, so that none passes for another.
-    """
+    """A function that publishes a run with random weights and returns its URI and networks."""
 
     def publish(name, *settings, step=6, data=data):
         experiment = experiments.make(name)
@@ -63,7 +60,7 @@ def published(tmp_path_factory, data):
             randomise(module)
         setup = make_setup(experiment, modules, engine="none")
         files = snapshot(setup, Progress(epoch=3, step=step, history=HISTORY))
-        files["run.json"] = json.dumps({"run": "a-run-0123abcd", "data": data}).encode()
+        files["run.json"] = json.dumps({"run": "a-run-0123abcd", "data": [data]}).encode()
         run = str(tmp_path_factory.mktemp("run") / "a-run-0123abcd")
         checkpoint.publish(run, step, files)
         return run, modules
@@ -72,14 +69,20 @@ def published(tmp_path_factory, data):
 
 
 def randomise(module):
-    generator = torch.Generator().manual_seed(7)
+    """Statistics of batch norm from some images: without them a deep network's outputs are flat."""
+    images = drawn_images(16, 128, 128)
     if isinstance(module, Detector):
-        settle(module, drawn_images(16, 128, 128))
+        settle(module, images)
         return
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(std=0.1, generator=generator)
-            layer.running_var.uniform_(0.5, 1.5, generator=generator)
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in norms:
+        layer.momentum = 1.0
+    if norms:
+        with torch.no_grad():
+            module.train()(images[:4, :, :64, :64])
+    for layer in norms:
+        # Four images hardly differ in some channels, whose rounding errors would be amplified.
+        layer.running_var.clamp_(min=0.01)
 
 
 def drawn_images(*shape, seed=0):
@@ -124,7 +127,9 @@ def run_onnx(path, images):
 
 def assert_same(found, expected):
     assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) <= TOLERANCE * float(expected.abs().max())
+    allowed = TOLERANCE * float(expected.abs().max())
+    assert float(expected.std()) > 20 * allowed
+    assert float((found - expected).abs().max()) <= allowed
 
 
 def read(out, name):
@@ -207,8 +212,8 @@ def test_what_is_there_says_what_it_is(classified, data):
     assert properties["classes"] == list(NAMES)
     for path in out.glob("*.onnx"):
         # Neither where the code lay nor where the dataset and the run are.
-        assert b".py" not in path.read_bytes()
-        assert data.encode() not in path.read_bytes()
+        content = path.read_bytes()
+        assert not any(text.encode() in content for text in (str(JOB.parents[1]), "torch/", data))
 
 
 def test_json_and_safetensors_rebuild_every_network_without_this_package(published, tmp_path):
@@ -262,7 +267,7 @@ class Untrue(nn.Module):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x * 1.001, r"by 0\.001 of its magnitude for lr \(2, 3, 24, 20\)"),
+        (lambda x: x * 1.01, r"by 0\.01 of its magnitude for lr \(2, 3, 24, 20\)"),
         (lambda x: x * float("nan"), "by nan of its magnitude"),
         (lambda x: x[:, :, :5], r"sr \(2, 3, 5, 20\) differs from the network's \(2, 3, 24, 20\)"),
     ],
