@@ -15,7 +15,10 @@ app = make_app()
 @app.command()
 def main(
     checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint, or a run for its newest: a path or URI.")
+        str,
+        typer.Argument(
+            help="A checkpoint, or a run for its newest: a path or URI, or `hub://NAME`."
+        ),
     ],
     out: Annotated[str, typer.Option(help="Where to, a path or URI; no export may be there yet.")],
     formats: Annotated[

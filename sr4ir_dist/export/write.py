@@ -26,6 +26,7 @@ from sr4ir_dist.export.graph import (
     join_graphs,
     make_graph,
 )
+from sr4ir_dist.hub.versions import resolve
 from sr4ir_dist.networks.interpolation import Interpolation
 from sr4ir_dist.tasks import Task
 from sr4ir_dist.tasks.scored import Scored
@@ -58,7 +59,7 @@ def export(
     with their sizes and digests: without it there is no export.
 
     Args:
-        uri: a checkpoint, or a run for its newest one.
+        uri: a checkpoint, a run for its newest one, or `hub://NAME`.
         out: where to; there must be no export yet.
         formats: of `FORMATS`.
         data: dataset that names the classes; None for the one that the run was trained on, where it
@@ -83,7 +84,7 @@ def export(
     out = storage.absolute(out)
     if storage.exists(storage.join(out, _MANIFEST)):
         raise ExportError(f"{out}: there is an export already; delete it or name another place")
-    saved = checkpoint.load(checkpoint.resolve(storage.absolute(uri)))
+    saved = checkpoint.load(resolve(uri))
     experiment, notes = load_experiment(saved), []
     task = make_task(experiment)
     classes = None if task is None else _classes(saved, task, data, notes)
