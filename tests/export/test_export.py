@@ -25,6 +25,7 @@ from sr4ir_dist.data.synthetic import CLASS_NAMES
 from sr4ir_dist.export import graph
 from sr4ir_dist.export.graph import TOLERANCE, ExportError, make_graph
 from sr4ir_dist.export.write import export
+from sr4ir_dist.hub import versions
 from sr4ir_dist.overrides import override
 from sr4ir_dist.tasks.detection import Detector, settle
 from sr4ir_dist.tasks.scored import Scored
@@ -354,13 +355,15 @@ def test_an_interrupted_export_is_none(published, tmp_path, monkeypatch):
     }
 
 
-def test_job_exports_into_a_bucket(published, s3):
+def test_job_exports_a_hubs_version_into_a_bucket(published, s3, monkeypatch):
     spec = importlib.util.spec_from_file_location("export_job", JOB)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     run, _ = published("drawn_cls/edsr-x4/sr4ir", *SMALL_EDSR)
     bucket = s3()
-    arguments = [run, "--out", f"{bucket}/out", "--formats", "safetensors", "--json"]
+    monkeypatch.setenv("SR4IR_HUB", f"{bucket}/hub")
+    versions.publish(run, "team/net", hub=f"{bucket}/hub")
+    arguments = ["hub://team/net", "--out", f"{bucket}/out", "--formats", "safetensors", "--json"]
     result = CliRunner().invoke(module.app, [*arguments, f"{bucket}/result.json"])
     assert result.exit_code == 0, result.output
     assert "task.safetensors" in result.stdout
