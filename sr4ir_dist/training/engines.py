@@ -257,17 +257,23 @@ def _deepspeed() -> Any:
     # Importing DeepSpeed picks an accelerator, which programs that never train do not need.
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    _settle_build()
+    import deepspeed
+
+    return deepspeed
+
+
+def _settle_build() -> None:
     # ninja builds the operator; it lies beside the interpreter, also in an environment that was
-    # not activated, but torch looks for it on PATH.
-    if shutil.which("ninja") is None:
-        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # not activated, but torch looks for it on PATH. Another version of it that comes first there
+    # would build the operator anew, and this one again the next time.
+    here = Path(sys.executable).parent
+    if (here / "ninja").exists() and shutil.which("ninja") != str(here / "ninja"):
+        os.environ["PATH"] = f"{here}{os.pathsep}{os.environ['PATH']}"
     # Two environments that share torch's default folder would build it anew in turn.
     if os.access(sys.prefix, os.W_OK):
         folder = Path(sys.prefix) / "torch_extensions"
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder))
-    import deepspeed
-
-    return deepspeed
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:

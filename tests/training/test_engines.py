@@ -5,7 +5,11 @@ process that sees every whole batch.
 """
 
 import contextlib
+import os
+import shutil
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +31,7 @@ from tiny_runs import (
 )
 from torch import nn
 
-from sr4ir_dist.training import step
+from sr4ir_dist.training import engines, step
 from sr4ir_dist.training.engines import DeepSpeedEngine, PlainEngine
 from sr4ir_dist.training.step import train_step
 from sr4ir_dist.training.views import make_inputs
@@ -380,3 +384,20 @@ def test_ranks_agree_on_detections_canvas(two_ranks):
         assert found["size"] == alone["size"] == (36, 36)
         assert found["loss"].item() == pytest.approx(alone["loss"].item(), rel=1e-12)
     assert sum(len(results["canvas"]["cells"]) for results in two_ranks.by_rank) == 5
+
+
+def test_the_operator_is_always_built_by_the_environments_own_ninja(monkeypatch, tmp_path):
+    # ninja tells by its own version's hash whether a command has changed: two versions in turn
+    # build all anew, each time.
+    other = tmp_path / "ninja"
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "unchanged")
+    assert shutil.which("ninja") == str(other)
+    engines._settle_build()
+    own = Path(sys.executable).parent / "ninja"
+    assert shutil.which("ninja") == str(own)
+    settled = os.environ["PATH"]
+    engines._settle_build()
+    assert os.environ["PATH"] == settled
