@@ -1,7 +1,10 @@
-"""The S3 client, with its settings from the environment."""
+"""The S3 clients, with their settings from the environment: the one place that reads them."""
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 from pyarrow import fs as pafs
@@ -11,6 +14,8 @@ from sr4ir_dist.faults import StorageError
 
 TIMEOUT_VARIABLE = "SR4IR_S3_TIMEOUT_S"
 """Says after how many seconds without a byte a request has failed; 30 by default."""
+CHECKSUM_VARIABLES = ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
+"""Set to `when_required`, they spare stores that know no newer checksums."""
 WORKER_VARIABLES = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -18,8 +23,7 @@ WORKER_VARIABLES = (
     "AWS_DEFAULT_REGION",
     "AWS_PROFILE",
     "AWS_EC2_METADATA_DISABLED",
-    "AWS_REQUEST_CHECKSUM_CALCULATION",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    *CHECKSUM_VARIABLES,
     TIMEOUT_VARIABLE,
 )
 """What a worker on another node needs in order to reach the same bucket; never keys or tokens."""
@@ -57,6 +61,34 @@ def filesystem() -> pafs.S3FileSystem:
             retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=repeats),
         )
     return _filesystems[key]
+
+
+@contextmanager
+def client(**settings: Any) -> Iterator[Any]:
+    """A boto3 client with the filesystem's settings, for what the filesystem cannot do.
+
+    Args:
+        **settings: of `botocore.config.Config`, besides timeouts and repeats.
+
+    Raises:
+        StorageError: the settings are broken; names the one that is.
+    """
+    import boto3
+    from botocore.config import Config
+
+    endpoint, region = _endpoint_and_region()
+    timeout = _timeout()
+    config = Config(
+        read_timeout=timeout,
+        connect_timeout=min(timeout, _CONNECT_TIMEOUT_S),
+        retries={"total_max_attempts": faults.PATIENCE.requests, "mode": "standard"},
+        **settings,
+    )
+    made = boto3.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def _timeout() -> float:

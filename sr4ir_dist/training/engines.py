@@ -253,6 +253,21 @@ def build_cpu_operator() -> None:
         build_shm_op()
 
 
+def cpu_operator() -> Path | None:
+    """The file of DeepSpeed's CPU operator if it is built for this environment, else None."""
+    _settle_build()
+    pattern, root = (
+        "deepspeed_shm_comm/deepspeed_shm_comm.so",
+        os.environ.get("TORCH_EXTENSIONS_DIR"),
+    )
+    if root is None:
+        from torch.utils import cpp_extension
+
+        # torch's default folder has one for each version of Python in it.
+        pattern, root = f"*/{pattern}", cpp_extension.get_default_build_root()
+    return next(Path(root).glob(pattern), None)
+
+
 def _deepspeed() -> Any:
     # Importing DeepSpeed picks an accelerator, which programs that never train do not need.
     if not torch.cuda.is_available():

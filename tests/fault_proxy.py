@@ -3,6 +3,7 @@
 `FaultProxy` starts it for a test. It hits the drawn share of the requests, each kind in turn:
 
 - `slowdown`, `internal`: 503 SlowDown, 500 InternalError; the request does not reach the server.
+- `checksums`: 501 NotImplemented, for requests that bring the newer integrity checksums alone.
 - `reset`: the request is carried out, and then the connection is reset.
 - `silent`: the request is carried out, and nothing is ever said about it.
 - `stall`, `short`: half of the reply's body comes, or where there is none its first line, and then
@@ -25,8 +26,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-STATUS_KINDS = {"slowdown": (503, "SlowDown"), "internal": (500, "InternalError")}
-KINDS = (*STATUS_KINDS, "reset", "silent", "short", "stall")
+STATUS_KINDS = {
+    "slowdown": (503, "SlowDown"),
+    "internal": (500, "InternalError"),
+    "checksums": (501, "NotImplemented"),
+}
+CHECKSUM = "x-amz-sdk-checksum-algorithm"
+KINDS = ("slowdown", "internal", "reset", "silent", "short", "stall")
 
 
 class FaultProxy:
@@ -85,6 +91,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         body = self._body()
         kind = self.server.draw(f"{self.command} {self.path}")
+        if kind == "checksums" and not {"x-amz-trailer", CHECKSUM} & set(
+            map(str.lower, self.headers)
+        ):
+            kind = ""
         if kind in STATUS_KINDS:
             status, code = STATUS_KINDS[kind]
             text = f"<Error><Code>{code}</Code><Message>fault</Message></Error>".encode()
