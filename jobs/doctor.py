@@ -48,9 +48,9 @@ def main(
         python jobs/doctor.py --storage s3://bucket/runs --data s3://bucket/data --workers 8 --gpu
     """
     from sr4ir_dist.doctor import cluster, dataset, machine, store
-    from sr4ir_dist.training.launch import Resources, TrainingError
+    from sr4ir_dist.training.launch import Resources
 
-    with user_errors(TrainingError):
+    with user_errors():
         address = cluster.find(address)
         if storage_uri is not None:
             refuse_job_folder(storage_uri)

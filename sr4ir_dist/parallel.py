@@ -50,9 +50,8 @@ def on_threads(count: int = _AT_A_TIME) -> Run:
 def on_cluster() -> Run:
     """Run jobs as tasks of 1 CPU on all nodes of the cluster that this process has joined.
 
-    Tasks have this process's settings of S3, but no keys: nodes have their own. A task whose worker
-    or node dies is begun again, so a job must bear to be done twice. Running raises
-    ``ClusterError`` when that happens too often.
+    A task whose worker or node dies is begun again, so a job must bear to be done twice. Running
+    raises ``ClusterError`` when that happens too often.
     """
     # Takes a second to import, which those who stay on their machine need not wait for.
     import ray
@@ -63,7 +62,6 @@ def on_cluster() -> Run:
             num_cpus=1,
             max_retries=_RESTARTS,
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": storage.worker_environment()},
         )(_call)
         shared = ray.put(function)
         waiting: list[Any] = []
@@ -98,6 +96,9 @@ def wants_cluster(address: str | None) -> bool:
 def connect(address: str | None = None) -> None:
     """Join the Ray cluster at an address or that of the environment, or start one here.
 
+    All that this process then starts on it, on every node, has this process's settings of S3, but
+    no keys: nodes have their own.
+
     Raises:
         ClusterError: there is no cluster at the address.
     """
@@ -107,8 +108,12 @@ def connect(address: str | None = None) -> None:
         return
     # Ray warns about a change of its own defaults that does not concern us.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Settings that a submitted job brought along are this process's too; Ray is not to mind that.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+    settings = storage.worker_environment()
+    runtime_env = {"env_vars": settings} if settings else None
     try:
-        ray.init(address=address, logging_level=logging.WARNING)
+        ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env)
     except ConnectionError as error:
         raise ClusterError(f"no Ray cluster at {address or 'RAY_ADDRESS'}: {error}") from error
 

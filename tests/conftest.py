@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import subprocess
 import sys
 import time
@@ -57,28 +58,30 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
     Gives a function that makes a bucket and returns its URI.
     """
     program = [sys.executable, str(Path(__file__).with_name("s3_server.py"))]
-    with _served(program, tmp_path_factory.mktemp("s3")) as endpoint:
-        settings = {
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        }
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
-                patch.delenv(name, raising=False)
-            for name, value in settings.items():
-                patch.setenv(name, value)
+    settings = {
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "testing",
+        # Drawn, so that it can be looked for where no secret may be.
+        "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+            patch.delenv(name, raising=False)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        with _served(program, tmp_path_factory.mktemp("s3")) as endpoint:
+            patch.setenv("AWS_ENDPOINT_URL", endpoint)
             yield _make_bucket
 
 
 _S3RVER = """
 const S3rver = require("s3rver");
-require("s3rver/lib/models/account").DUMMY_ACCOUNT.createKeyPair("testing", "testing");
+require("s3rver/lib/models/account").DUMMY_ACCOUNT
+    .createKeyPair(process.env.AWS_ACCESS_KEY_ID, process.env.AWS_SECRET_ACCESS_KEY);
 new S3rver({directory: process.argv[1], address: "127.0.0.1", port: 0, silent: true})
     .run((error, {port}) => console.log(`Running on http://127.0.0.1:${port}`));
 """
@@ -86,7 +89,7 @@ new S3rver({directory: process.argv[1], address: "127.0.0.1", port: 0, silent: t
 
 @pytest.fixture(scope="session")
 def s3rver_endpoint(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    s3: object, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """An S3 server by other people, in the folder given by ``--s3rver``; skips without it."""
     folder = tmp_path_factory.mktemp("s3rver")
@@ -98,7 +101,7 @@ def s3rver_endpoint(
 
 
 @pytest.fixture
-def s3rver(s3: object, s3rver_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+def s3rver(s3rver_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
     """Like `s3`, on the other server, with the switch that such stores need."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3rver_endpoint)
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")

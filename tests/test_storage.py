@@ -1,4 +1,5 @@
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -224,6 +225,18 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert not storage.is_local("s3://bucket")
     with pytest.raises(storage.StorageError, match="not a local path"):
         storage.local_path("s3://bucket/a")
+
+
+def test_a_filesystem_travels_without_secrets(
+    s3: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "conspicuous-key")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "conspicuous-session")
+    uri = s3()
+    storage.write_bytes(f"{uri}/x", b"with these credentials")
+    pickled = pickle.dumps(storage.filesystem(uri)[0])
+    assert os.environ["AWS_ENDPOINT_URL"].partition("//")[2].encode() in pickled
+    assert b"conspicuous" not in pickled
 
 
 def test_worker_environment_has_settings_and_no_secrets(monkeypatch: pytest.MonkeyPatch):

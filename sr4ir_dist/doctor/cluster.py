@@ -13,7 +13,7 @@ import torch
 from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sr4ir_dist import storage
+from sr4ir_dist import parallel
 from sr4ir_dist.doctor.finding import Finding, Status, probe
 from sr4ir_dist.doctor.node import differences, report
 from sr4ir_dist.training import launch
@@ -58,14 +58,14 @@ def find(address: str | None) -> str | None:
             on this machine, `local` asks for a cluster of its own.
 
     Raises:
-        TrainingError: there is no such address.
+        ClusterError: there is no such address.
     """
     if address is not None and "://" in address:
         return address
     try:
         return services.canonicalize_bootstrap_address(address)  # pyright: ignore[reportArgumentType]
     except (ConnectionError, ValueError) as error:
-        raise launch.TrainingError(f"--address {address}: {error}") from error
+        raise parallel.ClusterError(f"--address {address}: {error}") from error
 
 
 def token(*, joins: bool) -> Finding:
@@ -106,7 +106,7 @@ def cluster(address: str) -> Finding:
 
     def join() -> str:
         _reach(address)  # Ray itself would try for minutes
-        launch.connect(address)
+        parallel.connect(address)
         return f"joined {address}: {len(ray.nodes())} node(s), Ray {ray.__version__}"
 
     return probe("ray cluster", join, mend=f"{_START}; its token must be ours", limit_s=_CONNECT_S)
@@ -140,12 +140,11 @@ def nodes(alive: list[dict[str, Any]], storage_uri: str | None) -> Finding:
     def ask() -> str:
         mine = report(None)
         problems = []
-        task, settings = ray.remote(report), {"env_vars": storage.worker_environment()}
+        task = ray.remote(report)
         asked = {
             task.options(
                 num_cpus=0,
                 max_retries=0,
-                runtime_env=settings,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
             ).remote(storage_uri): node["NodeManagerAddress"]
             for node in alive
@@ -180,4 +179,4 @@ def _reach(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_REACH_S).close()
     except (OSError, ValueError) as error:
-        raise launch.TrainingError(f"no Ray cluster at {address}: {error}") from error
+        raise parallel.ClusterError(f"no Ray cluster at {address}: {error}") from error

@@ -240,7 +240,7 @@ def _local(folder: str | None) -> str | None:
 
 def _worker_environment(gpu: bool) -> dict[str, str]:
     # Ray would print every line twice, once as its own log record.
-    environment = storage.worker_environment() | {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    environment = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     if not gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment

@@ -1,17 +1,20 @@
 """The same job as a cluster's user runs it: submitted with a token, data and runs in a bucket."""
 
+import json
 import os
 import random
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,9 @@ from sr4ir_dist.hub import listing, sharing, versions
 pytestmark = pytest.mark.timeout(900)
 # The programs of this environment, whatever the caller's PATH is.
 PROGRAMS = Path(sys.executable).parent
+# Drawn, because this file too travels to the cluster.
+TOKEN = secrets.token_hex(32)
+KEY = "AWS_SECRET_ACCESS_KEY"
 PORTS = (
     *("--port", "--dashboard-port", "--dashboard-agent-listen-port", "--ray-client-server-port"),
     *("--dashboard-agent-grpc-port", "--runtime-env-agent-port", "--metrics-export-port"),
@@ -42,6 +48,7 @@ SHORT = [
 class Head:
     """A cluster of one node."""
 
+    pid: int
     folder: Path
     address: str
     dashboard: str
@@ -78,7 +85,7 @@ def head(s3) -> Iterator[Head]:
     """A Ray head with token authentication, in the environment of the S3 server's user."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: paths of unix sockets are limited
     token = folder / "token"
-    token.write_text("fedcba9876543210" * 4)
+    token.write_text(TOKEN)
     ports = {option: str(port) for option, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
     settings = {
         "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
@@ -102,7 +109,7 @@ def head(s3) -> Iterator[Head]:
     try:
         dashboard = f"http://127.0.0.1:{ports['--dashboard-port']}"
         wait_for_answer(dashboard, node, log)
-        yield Head(folder, f"127.0.0.1:{ports['--port']}", dashboard, environment)
+        yield Head(node.pid, folder, f"127.0.0.1:{ports['--port']}", dashboard, environment)
     finally:
         stop(node)
         shutil.rmtree(folder, ignore_errors=True)
@@ -150,13 +157,13 @@ def stop(node: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(
+def submitted(
     head: Head,
     s3: Callable[[], str],
     repository: Path,
     train_command: Callable[..., list[str]],
-) -> dict[str, Any]:
-    """The result of a submitted job that trains from and into a bucket."""
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The result of a submitted job that trains from and into a bucket, and what it told."""
     bucket = s3()
     data, runs = f"{bucket}/data/drawn", f"{bucket}/runs"
     sizes = ("--train-count", "48", "--val-count", "16", "--size", "32")
@@ -168,10 +175,18 @@ def trained(
 
     json_uri = f"{bucket}/summary.json"
     arguments = train_command(data, runs, "--json", json_uri, *SHORT)
-    job = head.submit("python", "jobs/train.py", *arguments, cwd=repository)
+    with watched_processes(head) as seen:
+        job = head.submit("python", "jobs/train.py", *arguments, cwd=repository)
     assert job.returncode == 0, head.told(job)
     assert "succeeded" in job.stdout + job.stderr
-    return storage.read_json(json_uri)
+    told = {"job": job.stdout + job.stderr, "arguments": "\n".join(seen)}
+    return storage.read_json(json_uri), told
+
+
+@pytest.fixture(scope="module")
+def trained(submitted: tuple[dict[str, Any], dict[str, str]]) -> dict[str, Any]:
+    """The result of that job."""
+    return submitted[0]
 
 
 def test_a_submitted_job_trains_from_and_into_a_bucket(
@@ -201,6 +216,105 @@ def test_a_submitted_job_trains_from_and_into_a_bucket(
     assert storage.list_names(runs) == [run]
 
     check_what_travelled(head, repository)
+
+
+def test_no_secret_is_written_anywhere(
+    head: Head, submitted: tuple[dict[str, Any], dict[str, str]]
+):
+    result, told = submitted
+    bucket = result["run_uri"].partition("/runs/")[0]
+    in_bucket = {
+        name: storage.read_bytes(f"{bucket}/{name}") for name in storage.list_files(bucket)
+    }
+    check_no_secrets(head, told | in_bucket)
+
+
+@contextmanager
+def watched_processes(head: Head) -> Iterator[set[str]]:
+    """Gives a set that fills with the arguments of all of the cluster's and our processes.
+
+    On exit, checks that a training worker was among them and had the secrets.
+    """
+    seen: set[str] = set()
+    trusted: set[str] = set()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            for root in (psutil.Process(head.pid), psutil.Process()):
+                for process in root.children(recursive=True):
+                    with suppress(psutil.Error):
+                        arguments = " ".join(process.cmdline())
+                        seen.add(arguments)
+                        if process.environ().get(KEY) == os.environ[KEY]:
+                            trusted.add(arguments)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        watcher.join()
+    assert any("RayTrainWorker" in arguments for arguments in trusted), trusted
+
+
+def check_no_secrets(head: Head, written: dict[str, str | bytes]) -> None:
+    """No key or token is in what was written, nor in any file of the cluster but the token's."""
+    files = {path: path.read_bytes() for path in head.folder.rglob("*") if path.is_file()}
+    wanted = [secret.encode() for secret in (TOKEN, os.environ[KEY])]
+
+    def having(contents: dict) -> list:
+        as_bytes = {name: x.encode() if isinstance(x, str) else x for name, x in contents.items()}
+        return [name for name, x in as_bytes.items() if any(secret in x for secret in wanted)]
+
+    assert having(files) == [head.folder / "token"]
+    assert having(written) == []
+    # What was looked through is what there is to look through.
+    logs = {path.name.partition("-")[0] for path in files if path.parent.name == "logs"}
+    assert {"worker", "job", "raylet.out", "gcs_server.out"} <= logs
+    assert {"summary.json", "data/drawn/train/manifest.json"} <= written.keys()
+    assert any(name.endswith(".safetensors") for name in written)
+
+
+def test_settings_of_s3_reach_every_process_of_a_job(head: Head, tmp_path: Path):
+    # Of an actor with an environment of its own too, as Ray Train's controller is one.
+    code = """
+import os, ray
+from sr4ir_dist import parallel, storage
+
+@ray.remote(num_cpus=0)
+class Actor:
+    def settings(self):
+        return storage.worker_environment(), os.environ["MORE"]
+
+parallel.connect(os.environ.get("RAY_ADDRESS"))
+task = ray.get(ray.remote(storage.worker_environment).remote())
+actor = Actor.options(runtime_env={"env_vars": {"MORE": "more"}}).remote()
+print("task", task == storage.worker_environment())
+print("actor", ray.get(actor.settings.remote()) == (task, "more"))
+print("told", sorted(task.values()))
+"""
+    asked = {
+        "AWS_PROFILE": "lab",
+        "AWS_REGION": "eu-somewhere-7",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "SR4IR_S3_TIMEOUT_S": "77",
+    }
+    (tmp_path / "settings.py").write_text(code)
+    environment = json.dumps({"env_vars": asked})
+    submitted = head.run(
+        *(str(PROGRAMS / "ray"), "job", "submit", "--address", head.dashboard, "--working-dir"),
+        *(".", "--runtime-env-json", environment, "--", "python", "settings.py"),
+        cwd=tmp_path,
+    )
+    joined = head.run("python", "settings.py", cwd=tmp_path, RAY_ADDRESS=head.address, **asked)
+    for result in (submitted, joined):
+        assert result.returncode == 0, head.told(result)
+        for process in ("task", "actor"):
+            assert f"{process} True" in result.stdout, head.told(result)
+        for value in asked.values():
+            assert value in result.stdout
 
 
 def check_what_travelled(head: Head, repository: Path) -> None:

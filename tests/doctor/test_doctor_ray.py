@@ -5,7 +5,8 @@ import pytest
 
 from sr4ir_dist.doctor import cluster
 from sr4ir_dist.doctor.node import differences, report
-from sr4ir_dist.training.launch import Resources, TrainingError
+from sr4ir_dist.parallel import ClusterError
+from sr4ir_dist.training.launch import Resources
 
 SECRET = "conspicuous-token"
 
@@ -73,7 +74,7 @@ def test_the_address_that_a_run_would_join(home: Path, monkeypatch: pytest.Monke
     assert cluster.find("ray://10.1.2.3:10001") == "ray://10.1.2.3:10001"
     monkeypatch.setenv("RAY_ADDRESS", "10.4.5.6:6379")
     assert cluster.find(None) == "10.4.5.6:6379"
-    with pytest.raises(TrainingError, match="--address nonsense"):
+    with pytest.raises(ClusterError, match="--address nonsense"):
         cluster.find("nonsense")
 
 
