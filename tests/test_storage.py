@@ -227,14 +227,10 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         storage.local_path("s3://bucket/a")
 
 
-def test_a_filesystem_travels_without_secrets(
-    s3: Callable[[], str], monkeypatch: pytest.MonkeyPatch
-):
+def test_a_filesystem_travels_without_secrets(s3: object, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "conspicuous-key")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "conspicuous-session")
-    uri = s3()
-    storage.write_bytes(f"{uri}/x", b"with these credentials")
-    pickled = pickle.dumps(storage.filesystem(uri)[0])
+    pickled = pickle.dumps(storage.filesystem("s3://bucket")[0])
     assert os.environ["AWS_ENDPOINT_URL"].partition("//")[2].encode() in pickled
     assert b"conspicuous" not in pickled
 
