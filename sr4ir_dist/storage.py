@@ -29,7 +29,7 @@ from sr4ir_dist.faults import PassingError, StorageError, named, retried
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
 # S3 stores advise ranges of 8 to 16 MB: one ranged request a read.
-_CHUNK = 16 << 20
+_CHUNK = 64 << 20
 _TEMPORARY = re.compile(r"^\..*\.[0-9a-f]{32}\.tmp$")
 
 
@@ -167,13 +167,16 @@ def upload(path: Path, uri: str | os.PathLike[str]) -> None:
 
 @retried
 def download(uri: str | os.PathLike[str], path: Path) -> None:
-    """Copy a file to a local path; it appears there whole or not at all.
+    """Copy a file to a local path, where it appears when all of it arrived.
+
+    For copies that can be had again, whose digest is checked before they are used: they are not
+    forced to the disk.
 
     Raises:
         MissingError: there is no such file.
         StorageError: it cannot be read, ended early, or the path cannot be written.
     """
-    with _opened(uri) as source, _published(path) as temporary:
+    with _opened(uri) as source, _published(path, durable=False) as temporary:
         size = source.size()
         with temporary.open("wb") as sink:
             while chunk := source.read_buffer(_CHUNK):
@@ -318,14 +321,18 @@ def _put(uri: str | os.PathLike[str], content: pa.Buffer) -> None:
 
 
 @contextmanager
-def _published(path: Path) -> Iterator[Path]:
-    """A temporary sibling of a path that takes its place on a clean exit."""
+def _published(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary sibling of a path that takes its place on a clean exit.
+
+    Unless it is to be durable, a power cut soon after may leave a hollow file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        if durable:
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ import argparse
 import io
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +21,11 @@ from typing import Any, Literal
 
 import torch
 
-from sr4ir_dist import storage
+from sr4ir_dist import s3, storage
 from sr4ir_dist.data.loader import Loader
 from sr4ir_dist.data.shards import ShardReader, load_manifest
 from sr4ir_dist.data.splits import open_split
-from sr4ir_dist.data.transforms import Flip, ResizeCrop, decode
+from sr4ir_dist.data.transforms import Flip, ResizeCrop, Transform, decode
 
 Where = Literal["disk", "s3"]
 
@@ -60,16 +59,27 @@ Epochs = Iterator[Iterator[int]]
 
 def ours(work: Work) -> Epochs:
     """This system's loader with its training transform."""
-    return _ours(work, ResizeCrop(work.resize, work.crop, train=True))
+    with _loader(work, ResizeCrop(work.resize, work.crop, train=True)) as loader:
+        for epoch in range(1, work.epochs + 1):
+            yield (len(batch.ids) for batch in loader.epoch(epoch))
 
 
-def ours_plain(work: Work) -> Epochs:
-    """This system's loader without any transform: decoded images, padded to one batch."""
-    return _ours(work, Flip())
+def ours_padded(work: Work) -> Epochs:
+    """This system's loader without a transform: whole images, padded to the batch's largest."""
+    with _loader(work, Flip()) as loader:
+        for epoch in range(1, work.epochs + 1):
+            yield (len(batch.ids) for batch in loader.epoch(epoch))
 
 
-def _ours(work: Work, transform: Any) -> Epochs:
-    with Loader(
+def ours_decoded(work: Work) -> Epochs:
+    """This system's loader without a transform, before images of unlike size become one batch."""
+    with _loader(work, Flip()) as loader:
+        for epoch in range(1, work.epochs + 1):
+            yield (len(samples) for _, samples in loader.samples(epoch))
+
+
+def _loader(work: Work, transform: Transform) -> Loader:
+    return Loader(
         open_split(storage.join(work.place, "shards"), "train"),
         transform=transform,
         batch_size=work.batch_size,
@@ -80,9 +90,7 @@ def _ours(work: Work, transform: Any) -> Epochs:
         target="label",
         threads=work.workers,
         cache_dir=Path(work.scratch, "cache"),
-    ) as loader:
-        for epoch in range(1, work.epochs + 1):
-            yield (len(batch.ids) for batch in loader.epoch(epoch))
+    )
 
 
 def decode_only(work: Work) -> Epochs:
@@ -180,7 +188,7 @@ def webdataset(work: Work) -> Epochs:
     if storage.is_local(uri):
         urls = [storage.join(uri, name) for name in names]
     else:
-        urls = [f"pipe:curl --silent --fail {_http(uri)}/{name}" for name in names]
+        urls = [f"pipe:curl --silent --fail '{_signed(storage.join(uri, name))}'" for name in names]
     dataset = (
         wds.WebDataset(urls, shardshuffle=len(urls), empty_check=False)
         .shuffle(1000)
@@ -224,14 +232,17 @@ def _pillow(data: bytes) -> Any:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def _http(uri: str) -> str:
-    return f"{os.environ['AWS_ENDPOINT_URL']}/{uri.removeprefix('s3://')}"
+def _signed(uri: str) -> str:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    with s3.client(signature_version="s3v4") as client:
+        return client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key})
 
 
 CONTENDERS: dict[str, tuple[Callable[[Work], Epochs], tuple[Where, ...]]] = {
     "decode only": (decode_only, ("disk",)),
     "raw GET": (get_only, ("s3",)),
-    "sr4ir_dist, no transforms": (ours_plain, ("disk",)),
+    "sr4ir_dist, decoded": (ours_decoded, ("disk", "s3")),
+    "sr4ir_dist, padded": (ours_padded, ("disk",)),
     "sr4ir_dist": (ours, ("disk", "s3")),
     "ImageFolder": (image_folder, ("disk",)),
     "mosaicml-streaming": (mosaicml_streaming, ("disk", "s3")),

@@ -16,7 +16,7 @@ import psutil
 from sr4ir_dist.benchmark.contenders import CONTENDERS, Where, Work, command
 from sr4ir_dist.benchmark.formats import upload_formats, write_formats
 
-_PERIOD_S = 0.1
+_PERIOD_S = 0.5
 
 
 @dataclass(frozen=True)

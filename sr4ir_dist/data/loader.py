@@ -1,8 +1,9 @@
 """One rank's batches of a split: order, shards, decoding and augmentation behind one iterator."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -138,11 +139,15 @@ class Loader:
             DatasetError: from the iterator: a shard or a sample cannot be read; names the shard
                 and its row range.
         """
+        return self._batches(self.samples(epoch, start_step), start_step)
+
+    def samples(self, epoch: int, start_step: int = 0) -> Generator[tuple[Int64s, list[Sample]]]:
+        """The same as `epoch`, not yet joined: of each step the row numbers and their samples."""
         if epoch < 1:
             raise ValueError(f"epoch must be 1 or more, got {epoch}")
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step must be in 0..{self.steps_per_epoch}, got {start_step}")
-        return self._batches(epoch, start_step)
+        return self._samples(epoch, start_step)
 
     def close(self) -> None:
         """Ends the threads, waiting for a fetch that is under way; may be called again."""
@@ -161,7 +166,14 @@ class Loader:
         """Ends the threads."""
         self.close()
 
-    def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+    def _batches(
+        self, steps: Generator[tuple[Int64s, list[Sample]]], start_step: int
+    ) -> Iterator[Batch]:
+        with contextlib.closing(steps):
+            for step, (rows, samples) in enumerate(steps, start_step):
+                yield self._collate(rows, samples, self._order.global_size(step))
+
+    def _samples(self, epoch: int, start_step: int) -> Generator[tuple[Int64s, list[Sample]]]:
         stream = Stream(
             self._order,
             self._cache,
@@ -179,9 +191,9 @@ class Loader:
         )
         self._bad_rows = stream.bad_rows
         try:
-            for step, (rows, samples) in enumerate(stream, start_step):
+            for step in stream:
                 self._warn()
-                yield self._collate(rows, samples, self._order.global_size(step))
+                yield step
         finally:
             stream.close()
 

@@ -7,6 +7,7 @@ the tasks started for later steps run: fetches for about one shuffle window ahea
 """
 
 import contextlib
+import math
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ _FETCHES = 2
 _OPEN_SHARDS = 256
 _DECODED_BYTES = 1 << 30
 _START_SECONDS = 60
+# So many samples a thread is given at most in one go.
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ class _Read:
     bad: tuple[int, str] | None = None
 
 
+_Wanted = tuple[Future[OpenShard], int, int, Tensor]
+"""A row to read: its open shard, the shard's number, the row in it and its random numbers."""
+
+
 class _BadRowError(DatasetError):
     """A row of a sound shard that cannot be decoded or transformed."""
 
@@ -78,6 +85,7 @@ class Pools:
     """
 
     def __init__(self, threads: int) -> None:
+        self.threads = threads
         self.fetch = ThreadPoolExecutor(_FETCHES, "sr4ir-fetch")
         # torch.set_num_threads acts on the calling thread and on threads that start later, so
         # after the decoders have set theirs, the caller sets its own number again.
@@ -113,11 +121,11 @@ class _Held:
 
 @dataclass(frozen=True)
 class _Step:
-    """One step of this rank: its rows, and for each shard that it touches the rows there."""
+    """One step of this rank: its rows in the split, and of each its shard and its row there."""
 
     number: int
     rows: Int64s
-    places: tuple[tuple[int, Int64s, Int64s], ...]  # shard, rows in it, their indices in `rows`
+    places: tuple[list[int], list[int]]
 
 
 class Stream:
@@ -176,7 +184,7 @@ class Stream:
         self._next_scan = self._next_step = start_step
         self._waiting: _Step | None = None  # looked at, but there was no room for its shards
         self._scanned: deque[_Step] = deque()
-        self._decoding: deque[tuple[_Step, list[Future[_Read]]]] = deque()
+        self._decoding: deque[tuple[_Step, list[Future[list[_Read]]]]] = deque()
         self._held: dict[int, _Held] = {}
         self._held_bytes = 0
         self._step_bytes = 0
@@ -197,7 +205,7 @@ class Stream:
             raise StopIteration
         try:
             self._start_ahead()
-            reads = [future.result() for future in self._decoding[0][1]]
+            reads = [read for future in self._decoding[0][1] for read in future.result()]
             self._decoding.popleft()
             self._next_step += 1
             samples = [read.sample for read in reads if read.sample]
@@ -247,15 +255,12 @@ class Stream:
     def _look_at(self, number: int) -> _Step:
         rows = self._order.share(self._epoch, number, self._rank, self._world_size)
         shards, local = self._order.locate(rows)
-        places = []
-        for shard in dict.fromkeys(shards.tolist()):
-            at = (shards == shard).nonzero()[0]
-            places.append((shard, local[at], at))
-        return _Step(number, rows, tuple(places))
+        return _Step(number, rows, (shards.tolist(), local.tolist()))
 
     def _hold(self, step: _Step, *, needed: bool) -> bool:
         """Opens the step's shards, unless they are open; False where there is no room."""
-        new = [shard for shard, _, _ in step.places if shard not in self._held]
+        touched = dict.fromkeys(step.places[0])
+        new = [shard for shard in touched if shard not in self._held]
         wanted = sum(self._shard_bytes[shard] for shard in new)
         room = (
             self._held_bytes + wanted <= self._ahead_bytes
@@ -267,7 +272,7 @@ class Stream:
             opening = self._pools.fetch.submit(self._cache.open, shard)
             self._held[shard] = _Held(opening, self._shard_bytes[shard], step.number)
         self._held_bytes += wanted
-        for shard, _, _ in step.places:
+        for shard in touched:
             self._held[shard].last_step = step.number
         return True
 
@@ -288,18 +293,26 @@ class Stream:
             self._transform.draws,
             "augment",
         )
-        futures: list[Future[_Read]] = [Future()] * len(step.rows)
-        for shard, local, at in step.places:
-            opening = self._held[shard].shard
-            for row, index in zip(local.tolist(), at.tolist(), strict=True):
-                futures[index] = self._pools.decode.submit(
-                    self._read, opening, shard, row, draws[index]
-                )
+        wanted = [
+            (self._held[shard].shard, shard, row, draws[index])
+            for shard, row, index in zip(*step.places, range(len(step.rows)), strict=True)
+        ]
+        # Handing over several at once costs the threads less than the decoding of a single one.
+        several = min(_AT_ONCE, math.ceil(len(wanted) / self._pools.threads)) or 1
+        futures = [
+            self._pools.decode.submit(self._read_all, wanted[start : start + several])
+            for start in range(0, len(wanted), several)
+        ]
         self._decoding.append((step, futures))
 
-    def _read(self, opening: Future[OpenShard], shard: int, row: int, draws: Tensor) -> _Read:
+    def _read_all(self, wanted: list[_Wanted]) -> list[_Read]:
         # Waiting here cannot deadlock: shards are opened by threads of their own.
-        reader = opening.result().reader
+        return [
+            self._read(opening.result().reader, shard, row, draws)
+            for opening, shard, row, draws in wanted
+        ]
+
+    def _read(self, reader: ShardReader, shard: int, row: int, draws: Tensor) -> _Read:
         try:
             return _Read(self._sample(reader, shard, row, draws))
         except _BadRowError as error:

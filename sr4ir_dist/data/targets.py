@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -94,8 +93,7 @@ def join_targets(targets: Sequence[Any], target: Target | None, height: int, wid
         return torch.tensor(targets, dtype=torch.int64)
     if target == "boxes":
         return tuple(targets)
-    padded = [
-        F.pad(mask, (0, width - mask.shape[-1], 0, height - mask.shape[-2]), value=VOID)
-        for mask in targets
-    ]
-    return torch.stack(padded) if padded else torch.empty(0, height, width, dtype=torch.uint8)
+    joined = np.full((len(targets), height, width), VOID, np.uint8)
+    for canvas, mask in zip(joined, targets, strict=True):
+        canvas[: mask.shape[-2], : mask.shape[-1]] = mask.numpy()
+    return torch.from_numpy(joined)

@@ -300,11 +300,14 @@ def replicate_into(canvas: Tensor, image: Tensor) -> None:
         canvas: C,height,width, written to.
         image: C,H,W, no larger.
     """
-    # torch's own padding knows no uint8 replication, and indexing takes fifty times as long.
-    height, width = image.shape[-2:]
-    canvas[:, :height, :width] = image
-    canvas[:, height:, :width] = image[:, -1:]
-    canvas[:, :, width:] = canvas[:, :, width - 1 : width]
+    # torch's own padding knows no uint8 replication, indexing takes fifty times as long, and its
+    # copies wake all of its threads for each image, which then wait spinning for the next one.
+    pixels, source = canvas.numpy(), image.numpy()
+    height, width = source.shape[-2:]
+    pixels[:, :height, :width] = source
+    pixels[:, height:, :width] = source[:, -1:]
+    for channel in pixels:  # one by one, which numpy does five times as fast as all at once
+        channel[:, width:] = channel[:, width - 1 : width]
 
 
 def _random_crop(image: Tensor, crop: int, top: float, left: float) -> tuple[slice, slice]:

@@ -180,8 +180,8 @@ def test_closing_early_starts_nothing_more(write, tmp_path, pools):
     next(stream)
     stream.close()
     pools.close()
-    # 8 samples of the first step and those that ran at the close, of 24 that were started.
-    assert 8 <= len(slow.called) <= 12
+    # 8 samples of the first step, and 4 that each thread had in hand at the close, of 24.
+    assert 8 <= len(slow.called) <= 16
     assert cache.now == 0
     assert list(stream) == []
 
