@@ -238,18 +238,33 @@ def _signed(uri: str) -> str:
         return client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key})
 
 
-CONTENDERS: dict[str, tuple[Callable[[Work], Epochs], tuple[Where, ...]]] = {
-    "decode only": (decode_only, ("disk",)),
-    "raw GET": (get_only, ("s3",)),
-    "sr4ir_dist, decoded": (ours_decoded, ("disk", "s3")),
-    "sr4ir_dist, padded": (ours_padded, ("disk",)),
-    "sr4ir_dist": (ours, ("disk", "s3")),
-    "ImageFolder": (image_folder, ("disk",)),
-    "mosaicml-streaming": (mosaicml_streaming, ("disk", "s3")),
-    "webdataset": (webdataset, ("disk", "s3")),
-    "Ray Data": (ray_data, ("disk", "s3")),
+@dataclass(frozen=True)
+class Contender:
+    """A way to read images.
+
+    Attributes:
+        run: reads them.
+        format: the images' format that it reads, of `formats.FORMATS`.
+        places: from where it can.
+    """
+
+    run: Callable[[Work], Epochs]
+    format: str
+    places: tuple[Where, ...] = ("disk", "s3")
+
+
+CONTENDERS = {
+    "decode only": Contender(decode_only, "shards", ("disk",)),
+    "raw GET": Contender(get_only, "shards", ("s3",)),
+    "sr4ir_dist, decoded": Contender(ours_decoded, "shards"),
+    "sr4ir_dist, padded": Contender(ours_padded, "shards", ("disk",)),
+    "sr4ir_dist": Contender(ours, "shards"),
+    "ImageFolder": Contender(image_folder, "files", ("disk",)),
+    "mosaicml-streaming": Contender(mosaicml_streaming, "mds"),
+    "webdataset": Contender(webdataset, "tars"),
+    "Ray Data": Contender(ray_data, "files"),
 }
-"""Name -> how it reads, and from where it can."""
+"""By name."""
 
 
 def main() -> None:
@@ -258,8 +273,7 @@ def main() -> None:
     parser.add_argument("name", choices=CONTENDERS)
     parser.add_argument("work", type=json.loads)
     arguments = parser.parse_args()
-    run, _ = CONTENDERS[arguments.name]
-    epochs = run(Work(**arguments.work))
+    epochs = CONTENDERS[arguments.name].run(Work(**arguments.work))
     while True:
         start = time.perf_counter()
         batches = next(epochs, None)

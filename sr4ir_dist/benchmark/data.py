@@ -82,15 +82,16 @@ def measure(
     unknown = sorted(set(names) - set(CONTENDERS))
     if unknown:
         raise ValueError(f"contenders {unknown}: allowed are {', '.join(CONTENDERS)}")
-    say(f"writing {len(images):,} images in each format to {work.place}")
-    write_formats(images, Path(work.place))
+    formats = {CONTENDERS[name].format for name in names}
+    say(f"writing {len(images):,} images as {', '.join(sorted(formats))} to {work.place}")
+    write_formats(images, Path(work.place), formats)
     places: dict[Where, str] = {"disk": work.place}
     if bucket is not None:
         say(f"copying them to {bucket}")
         upload_formats(Path(work.place), bucket)
         places["s3"] = bucket
     entries = [
-        Entry(name, where) for where in places for name in names if where in CONTENDERS[name][1]
+        Entry(name, where) for where in places for name in names if where in CONTENDERS[name].places
     ]
     for repeat in range(repeats):
         for number, entry in enumerate(entries):

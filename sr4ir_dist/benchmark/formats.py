@@ -1,6 +1,6 @@
 """The same images in each contender's own format, below one folder or bucket prefix."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,21 +12,23 @@ from sr4ir_dist.data.convert.write import convert
 _SHARD_BYTES = 64 << 20
 
 
-def write_formats(images: Sequence[str], folder: Path) -> None:
-    """Write images as files, as our shards, and as the shards of the peers that are installed.
+def write_formats(images: Sequence[str], folder: Path, formats: Iterable[str]) -> None:
+    """Write images in formats of `FORMATS`, each below a folder of its name.
+
+    Formats whose library is not installed are left out.
 
     Args:
         images: URIs of JPEG files.
-        folder: gets ``files/``, ``shards/``, ``mds/`` and ``tars/``.
+        folder: what they are written below.
+        formats: which.
 
     Raises:
         DatasetError: an image cannot be read.
     """
-    _as_files(images, folder / "files" / "all")
-    _as_shards(images, folder / "shards")
-    for library, write in (("streaming", _as_mds), ("webdataset", _as_tars)):
-        if find_spec(library) is not None:
-            write(images, folder)
+    for name in formats:
+        library, write = FORMATS[name]
+        if library is None or find_spec(library) is not None:
+            write(images, folder / name)
 
 
 def upload_formats(folder: Path, uri: str) -> None:
@@ -36,9 +38,9 @@ def upload_formats(folder: Path, uri: str) -> None:
 
 
 def _as_files(images: Sequence[str], folder: Path) -> None:
-    folder.mkdir(parents=True)
+    (folder / "all").mkdir(parents=True)
     for number, image in enumerate(images):
-        (folder / f"{number:06d}.jpg").write_bytes(storage.read_bytes(image))
+        (folder / "all" / f"{number:06d}.jpg").write_bytes(storage.read_bytes(image))
 
 
 def _as_shards(images: Sequence[str], folder: Path) -> None:
@@ -52,7 +54,7 @@ def _as_mds(images: Sequence[str], folder: Path) -> None:
     from streaming import MDSWriter  # pyright: ignore[reportMissingImports]
 
     columns = {"image": "bytes", "label": "int"}
-    with MDSWriter(out=str(folder / "mds"), columns=columns, size_limit=_SHARD_BYTES) as writer:
+    with MDSWriter(out=str(folder), columns=columns, size_limit=_SHARD_BYTES) as writer:
         for image in images:
             writer.write({"image": storage.read_bytes(image), "label": 0})
 
@@ -60,10 +62,19 @@ def _as_mds(images: Sequence[str], folder: Path) -> None:
 def _as_tars(images: Sequence[str], folder: Path) -> None:
     import webdataset  # pyright: ignore[reportMissingImports]
 
-    (folder / "tars").mkdir()
-    pattern = str(folder / "tars" / "%04d.tar")
+    folder.mkdir(parents=True)
+    pattern = str(folder / "%04d.tar")
     with webdataset.ShardWriter(pattern, maxsize=_SHARD_BYTES, verbose=0) as writer:
         for number, image in enumerate(images):
             writer.write(
                 {"__key__": f"{number:06d}", "jpg": storage.read_bytes(image), "cls": b"0"}
             )
+
+
+FORMATS: dict[str, tuple[str | None, Callable[[Sequence[str], Path], None]]] = {
+    "files": (None, _as_files),
+    "shards": (None, _as_shards),
+    "mds": ("streaming", _as_mds),
+    "tars": ("webdataset", _as_tars),
+}
+"""Name -> the library that it needs besides ours, and what writes it into a folder."""

@@ -113,8 +113,12 @@ class ShardReader:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def row(self, index: int) -> dict[str, Any]:
+    def row(self, index: int, *, mapped: bool = False) -> dict[str, Any]:
         """The row at a place in the shard, as Python values; images and masks as bytes.
+
+        Args:
+            index: the row's place.
+            mapped: images and masks as views of the mapped file, which keep it mapped.
 
         Raises:
             IndexError: there is no such row.
@@ -124,7 +128,9 @@ class ShardReader:
         batch = bisect_right(self._starts, index) - 1
         place = index - self._starts[batch]
         return {
-            name: column[place].as_py()
+            name: memoryview(column[place].as_buffer())
+            if mapped and column.type == pa.binary()
+            else column[place].as_py()
             for name, column in zip(self.columns, self._batches[batch], strict=True)
         }
 

@@ -327,7 +327,7 @@ class Stream:
             raise DatasetError(f"no row of the shard can stand in for {error}") from error
 
     def _sample(self, reader: ShardReader, shard: int, row: int, draws: Tensor) -> Sample:
-        record = reader.row(row)
+        record = reader.row(row, mapped=True)
         place = self._order.shard_start(shard) + row
         try:
             target = read_target(record, self._target, place)

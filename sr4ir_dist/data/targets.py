@@ -59,7 +59,7 @@ def read_target(record: Mapping[str, Any], target: Target | None, key: int) -> A
     }
 
 
-def decode_mask(data: bytes) -> Tensor:
+def decode_mask(data: bytes | memoryview) -> Tensor:
     """Decodes a mask's PNG to its class numbers, uint8 H,W.
 
     Raises:

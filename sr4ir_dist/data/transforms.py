@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
@@ -53,7 +54,7 @@ class Transform(Protocol):
         ...
 
 
-def decode(data: bytes) -> Tensor:
+def decode(data: bytes | memoryview) -> Tensor:
     """Decodes an image file.
 
     Args:
@@ -69,7 +70,9 @@ def decode(data: bytes) -> Tensor:
             nothing says which are black and white.
     """
     try:
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        # Arrow's way to a tensor copies nothing, and nothing is written to the tensor.
+        buffers = [None, pa.py_buffer(data)]
+        encoded = torch.from_dlpack(pa.Array.from_buffers(pa.uint8(), len(data), buffers))
         # The operator behind torchvision.io.decode_image, whose wrapper warns at every call.
         image = torch.ops.image.decode_image(encoded, ImageReadMode.RGB.value, False)
     except (RuntimeError, ValueError):

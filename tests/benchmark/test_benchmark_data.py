@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -23,7 +24,7 @@ def work(folder, **more):
 def test_contenders_run_from_disk_and_from_a_bucket_and_one_may_fail(images, tmp_path, s3):
     said = []
     # Its process does not know the name, so it fails there and not here.
-    with mock.patch.dict(CONTENDERS, {"broken": (CONTENDERS["raw GET"][0], ("disk",))}):
+    with mock.patch.dict(CONTENDERS, {"broken": replace(CONTENDERS["raw GET"], places=("disk",))}):
         broken, *entries = measure(
             images,
             work(tmp_path),
