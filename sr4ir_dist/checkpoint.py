@@ -2,6 +2,8 @@
 
 A checkpoint exists when its `manifest.json` does; what a crash leaves half-written has none and is
 never listed. Networks and optimizer states are safetensors, the rest is JSON: loading runs no code.
+What a manifest claims and what files hold is taken for nobody's word: sizes are compared before
+anything is read, digests before anything is used.
 """
 
 from __future__ import annotations
@@ -13,18 +15,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
-from sr4ir_dist import storage
+from sr4ir_dist import storage, untrusted
+from sr4ir_dist.networks.tensor_files import MOST_HEADER_BYTES, parse_safetensors, unlike
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 """The file that makes a directory a checkpoint; it is written last."""
-_FOLDER = "checkpoints"
+FOLDER = "checkpoints"
+"""Where a run keeps its checkpoints."""
 _FILE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
-_STEP = re.compile(r"step-\d{9}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+STEP = re.compile(r"step-\d{9}")
+"""Names of a run's checkpoints, which sort as its steps do."""
 
 
 class CheckpointError(ValueError):
@@ -43,37 +47,97 @@ class Checkpoint:
     uri: str
     files: Mapping[str, tuple[int, str]]
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         """A file's bytes.
 
+        Args:
+            name: the file.
+            most: the largest size in bytes that it may have; None for any.
+
         Raises:
-            CheckpointError: the checkpoint has no such file, or the file is not what was published.
+            CheckpointError: the checkpoint has no such file, or the file is not what was published,
+                or larger.
+            StorageError: the storage does not answer.
         """
-        if name not in self.files:
-            raise CheckpointError(f"checkpoint {self.uri} has no {name}; it has {list(self.files)}")
+        size, digest = self._entry(name)
+        if most is not None and size > most:
+            raise CheckpointError(
+                f"{name} of checkpoint {self.uri} has {size} bytes, expected at most {most}"
+            )
         try:
-            data = storage.read_bytes(storage.join(self.uri, name))
+            data = storage.read_bytes(storage.join(self.uri, name), most=size)
         except storage.MissingError as error:
             # Storage that did not answer is another matter: it says nothing of the checkpoint.
             raise CheckpointError(f"checkpoint {self.uri} has lost {name}") from error
-        size, digest = self.files[name]
+        except storage.ContentError as error:
+            raise self._altered(name, str(error)) from error
         if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
-            raise CheckpointError(
-                f"{name} of checkpoint {self.uri} is not what was published: "
-                f"{len(data)} bytes, expected {size} with SHA-256 {digest}"
-            )
+            raise self._altered(name, f"{len(data)} bytes")
         return data
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a safetensors file, on CPU."""
+    def check(self, name: str) -> None:
+        """Compare a file with its digest, without holding more than a part of it.
+
+        Raises:
+            CheckpointError: as `read`.
+            StorageError: the storage does not answer.
+        """
+        expected = self._entry(name)
         try:
-            return safetensors.torch.load(self.read(name))
-        except safetensors.SafetensorError as error:
+            found = storage.sha256(storage.join(self.uri, name))
+        except storage.MissingError as error:
+            raise CheckpointError(f"checkpoint {self.uri} has lost {name}") from error
+        if found != expected:
+            raise self._altered(name, f"{found[0]} bytes")
+
+    def tensors(self, name: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The tensors of a safetensors file, on CPU.
+
+        Args:
+            name: the file.
+            like: tensors of the names, shapes and dtypes that it must have; None for any.
+
+        Raises:
+            CheckpointError: as `read`, or it is no safetensors file, or holds other tensors.
+            StorageError: the storage does not answer.
+        """
+        most = None
+        if like is not None:
+            most = 8 + MOST_HEADER_BYTES + sum(value.nbytes for value in like.values())
+        data = self.read(name, most)
+        try:
+            found = parse_safetensors(data)
+        except ValueError as error:
             raise CheckpointError(f"{name} of checkpoint {self.uri}: {error}") from error
+        faults = "" if like is None else unlike(found, like)
+        if faults:
+            raise CheckpointError(f"{name} of checkpoint {self.uri} does not fit: {faults}")
+        return found
 
     def json(self, name: str) -> Any:
-        """The value of a JSON file."""
-        return json.loads(self.read(name))
+        """The value of a JSON file.
+
+        Raises:
+            CheckpointError: as `read`, or it is no JSON, or too much of it.
+            StorageError: the storage does not answer.
+        """
+        data = self.read(name, untrusted.MOST_BYTES)
+        try:
+            return untrusted.parse_json(data)
+        except ValueError as error:
+            raise CheckpointError(f"{name} of checkpoint {self.uri}: {error}") from error
+
+    def _entry(self, name: str) -> tuple[int, str]:
+        if name not in self.files:
+            raise CheckpointError(f"checkpoint {self.uri} has no {name}; it has {list(self.files)}")
+        return self.files[name]
+
+    def _altered(self, name: str, found: str) -> CheckpointError:
+        size, digest = self.files[name]
+        return CheckpointError(
+            f"{name} of checkpoint {self.uri} is not what was published: {found}, expected {size} "
+            f"with SHA-256 {digest}"
+        )
 
 
 def publish(run_uri: str, step: int, files: Mapping[str, bytes]) -> str:
@@ -84,7 +148,7 @@ def publish(run_uri: str, step: int, files: Mapping[str, bytes]) -> str:
     Returns:
         The checkpoint's URI.
     """
-    uri = storage.join(run_uri, _FOLDER, f"step-{step:09d}")
+    uri = storage.join(run_uri, FOLDER, f"step-{step:09d}")
     manifest = storage.join(uri, MANIFEST)
     if storage.exists(manifest):
         # A run that fell back behind this step writes it anew.
@@ -102,51 +166,71 @@ def write(uri: str, files: Iterable[tuple[str, bytes]]) -> None:
     entries = {}
     for name, data in files:
         storage.write_bytes(storage.join(uri, name), data)
-        entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    manifest = {"format_version": FORMAT_VERSION, "files": entries}
-    storage.write_json(storage.join(uri, MANIFEST), manifest)
+        entries[name] = (len(data), hashlib.sha256(data).hexdigest())
+    storage.write_bytes(storage.join(uri, MANIFEST), _manifest(entries))
 
 
 def load(uri: str) -> Checkpoint:
     """Open a published checkpoint.
 
     Raises:
-        CheckpointError: there is none at the URI, its manifest is malformed, or its format version
-            is not this package's.
+        CheckpointError: there is none at the URI, its manifest is not as it was written, or its
+            format version is not this package's.
         StorageError: the storage does not answer.
     """
     try:
-        value = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
+        data = storage.read_bytes(storage.join(uri, MANIFEST), untrusted.MOST_BYTES)
     except storage.MissingError as error:
         raise CheckpointError(f"no checkpoint at {uri}") from error
+    except storage.ContentError as error:
+        raise CheckpointError(f"checkpoint {uri}: {error}") from error
+    try:
+        value = untrusted.parse_json(data)
     except ValueError as error:
-        if isinstance(error, storage.StorageError):
-            raise
-        raise CheckpointError(f"checkpoint {uri} has a malformed manifest: {error}") from error
+        raise CheckpointError(f"{MANIFEST} of checkpoint {uri} is malformed: {error}") from error
     version = value.get("format_version") if isinstance(value, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"checkpoint {uri} has format_version {version!r}; this package reads {FORMAT_VERSION}"
+            f"checkpoint {uri} has format_version {version!r:.50}; this package reads "
+            f"{FORMAT_VERSION}"
         )
     try:
-        files = {
-            str(name): (int(entry["bytes"]), str(entry["sha256"]))
-            for name, entry in value["files"].items()
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in value["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"the manifest of checkpoint {uri} is malformed: {error!r}"
+            f"{MANIFEST} of checkpoint {uri} is malformed: {error!r:.200}"
         ) from error
-    for name in files:
+    for name, (size, digest) in files.items():
         if not _FILE.fullmatch(name):
-            raise CheckpointError(f"checkpoint {uri} lists a file named {name!r}")
+            raise CheckpointError(f"checkpoint {uri} lists a file named {name!r:.200}")
+        if type(size) is not int or size < 0 or not _is_digest(digest):
+            raise CheckpointError(
+                f"{MANIFEST} of checkpoint {uri} says of {name} that it has {size!r:.50} bytes "
+                f"with SHA-256 {digest!r:.100}"
+            )
+    # Byte by byte, for there is one way to write it: this finds every change that JSON forgives.
+    if data != _manifest(files):
+        raise CheckpointError(f"{MANIFEST} of checkpoint {uri} is not what was published")
     return Checkpoint(uri, files)
+
+
+def verify(uri: str) -> Checkpoint:
+    """Compare every file of a checkpoint with its digest, a part of it in memory at a time.
+
+    Raises:
+        CheckpointError: as `load`; or a file is lost or is not what was published: names it.
+        StorageError: the storage does not answer.
+    """
+    saved = load(uri)
+    for name in saved.files:
+        saved.check(name)
+    return saved
 
 
 def newest_first(run_uri: str) -> list[str]:
     """URIs of a run's published checkpoints, the newest first."""
-    folder = storage.join(run_uri, _FOLDER)
-    uris = [storage.join(folder, n) for n in storage.list_names(folder) if _STEP.fullmatch(n)]
+    folder = storage.join(run_uri, FOLDER)
+    uris = [storage.join(folder, n) for n in storage.list_names(folder) if STEP.fullmatch(n)]
     return [uri for uri in reversed(uris) if storage.exists(storage.join(uri, MANIFEST))]
 
 
@@ -164,13 +248,19 @@ def resolve(uri: str) -> str:
     return published[0]
 
 
-def prune(run_uri: str, keep: int) -> None:
-    """Delete all but the newest checkpoints of a run; each disappears whole."""
-    for uri in newest_first(run_uri)[keep:]:
-        delete(uri)
-
-
 def delete(uri: str) -> None:
     """Delete a checkpoint; it disappears whole, whatever is left of it when this is killed."""
     storage.delete(storage.join(uri, MANIFEST))
     storage.delete(uri)
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def _manifest(files: Mapping[str, tuple[int, str]]) -> bytes:
+    """A manifest's bytes; its last entry is the digest of the others."""
+    entries = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()}
+    content: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": entries}
+    content["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return (json.dumps(content, indent=1) + "\n").encode()

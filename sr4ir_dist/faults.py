@@ -32,6 +32,10 @@ class MissingError(StorageError):
     """There is nothing at the URI."""
 
 
+class ContentError(StorageError):
+    """What is at the URI is not what is expected there: too large, or no JSON."""
+
+
 class PassingError(StorageError):
     """The server or the network failed, not the request: another try may do better."""
 

@@ -9,6 +9,7 @@ What fails because of the server or the network (503, 500, a connection that is 
 `SR4IR_S3_TIMEOUT_S` seconds or ends early) is tried again, see `faults.PATIENCE`.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -23,7 +24,8 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from sr4ir_dist import s3
+from sr4ir_dist import s3, untrusted
+from sr4ir_dist.faults import ContentError as ContentError
 from sr4ir_dist.faults import MissingError as MissingError
 from sr4ir_dist.faults import PassingError, StorageError, named, retried
 
@@ -101,15 +103,38 @@ def exists(uri: str | os.PathLike[str]) -> bool:
 
 
 @retried
-def read_bytes(uri: str | os.PathLike[str]) -> bytes:
+def read_bytes(uri: str | os.PathLike[str], most: int | None = None) -> bytes:
     """The whole content of a file.
+
+    Args:
+        uri: where it is.
+        most: the largest size in bytes that is read; None for any.
+
+    Raises:
+        MissingError: there is no such file.
+        ContentError: it is larger.
+        StorageError: it cannot be read.
+    """
+    with _opened(uri) as source:
+        size = source.size()
+        if most is not None and size > most:
+            raise ContentError(f"{uri}: {size} bytes, more than the {most} that are read")
+        return source.readall()
+
+
+@retried
+def sha256(uri: str | os.PathLike[str]) -> tuple[int, str]:
+    """A file's size in bytes and its SHA-256; only a part of it is in memory at a time.
 
     Raises:
         MissingError: there is no such file.
         StorageError: it cannot be read.
     """
+    digest = hashlib.sha256()
     with _opened(uri) as source:
-        return source.readall()
+        while chunk := source.read(_CHUNK):
+            digest.update(chunk)
+        return source.tell(), digest.hexdigest()
 
 
 def write_bytes(uri: str | os.PathLike[str], data: bytes | memoryview) -> None:
@@ -132,13 +157,14 @@ def read_json(uri: str | os.PathLike[str]) -> Any:
 
     Raises:
         MissingError: there is no such file.
-        StorageError: it cannot be read, or is not JSON.
+        ContentError: it is no JSON, or more than `untrusted.parse_json` takes.
+        StorageError: it cannot be read.
     """
-    data = read_bytes(uri)
+    data = read_bytes(uri, untrusted.MOST_BYTES)
     try:
-        return json.loads(data)
+        return untrusted.parse_json(data)
     except ValueError as error:
-        raise StorageError(f"{uri}: not valid JSON: {error}") from error
+        raise ContentError(f"{uri}: not valid JSON: {error}") from error
 
 
 def write_json(uri: str | os.PathLike[str], value: Any) -> None:

@@ -17,7 +17,7 @@ ROOMS = (
     {"cli", "reproduction", "prediction", "tuning", "analysis", "benchmark", "doctor", "export"},
     {"training"},
     {"hub"},
-    {"checkpoint"},
+    {"checkpoint", "retention"},
     {"tasks", "losses", "metrics"},
     {"networks", "data"},
     {
@@ -34,6 +34,7 @@ ROOMS = (
         "parallel",
         "storage",
         "suggestions",
+        "untrusted",
     },
 )
 # Imports that no code of the room may have, at any depth of a function.

@@ -26,6 +26,10 @@ def publish(run, *steps):
     return [checkpoint.publish(run, step, files(step)) for step in steps]
 
 
+def entry(**changes):
+    return {"bytes": 1, "sha256": "0" * 64} | changes
+
+
 class Interrupted(Mapping):
     """Files of which the second cannot be made: the process dies between two writes."""
 
@@ -62,9 +66,10 @@ def test_round_trip(run):
 def test_round_trip_in_a_bucket(s3):
     run = f"{s3()}/runs/one"
     uris = publish(run, 1, 2, 3)
-    checkpoint.prune(run, keep=2)
+    checkpoint.delete(uris[0])
     assert checkpoint.newest_first(run) == [uris[2], uris[1]]
     assert checkpoint.load(checkpoint.resolve(run)).json("progress.json") == {"step": 3}
+    assert checkpoint.verify(uris[1]).files == checkpoint.load(uris[1]).files
 
 
 def test_a_half_written_checkpoint_is_invisible(run):
@@ -90,30 +95,50 @@ def test_writing_a_step_anew_hides_the_old_one_first(run):
     assert checkpoint.load(second).json("progress.json") == {"step": 2}
 
 
-@pytest.mark.parametrize("name", files(0))
-@pytest.mark.parametrize("where", [0, -1])
-def test_an_altered_byte_is_refused_by_name(run, name, where):
+@pytest.mark.parametrize("name", [*files(0), "manifest.json"])
+@pytest.mark.parametrize("flip", [0x01, 0x08, 0x20, 0xFF])
+def test_every_altered_byte_is_found_and_refused_by_name(run, name, flip):
     (uri,) = publish(run, 1)
     path = Path(uri) / name
-    data = bytearray(path.read_bytes())
-    data[where] ^= 1
-    path.write_bytes(data)
-    saved = checkpoint.load(uri)
-    with pytest.raises(CheckpointError, match=f"{name} of checkpoint .* is not what was published"):
-        saved.read(name)
-    (other,) = set(files(0)) - {name}
-    assert saved.read(other) == files(1)[other]
+    sound = path.read_bytes()
+    what = "step-000000001" if name == "manifest.json" else f"{name} of checkpoint .* is not what"
+    for where in range(len(sound)):
+        data = bytearray(sound)
+        data[where] ^= flip
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=what):
+            checkpoint.verify(uri)
+        with pytest.raises(CheckpointError, match=what):
+            checkpoint.load(uri).read(name)
+    path.write_bytes(sound)
+    assert checkpoint.verify(uri).read("progress.json") == files(1)["progress.json"]
+
+
+def test_a_manifest_is_refused_for_changes_that_json_forgives(run):
+    (uri,) = publish(run, 1)
+    path = Path(uri) / "manifest.json"
+    sound = path.read_bytes()
+    for data in (sound[:-1], sound.replace(b"\n", b"\t"), json.dumps(json.loads(sound)).encode()):
+        assert json.loads(data) == json.loads(sound)
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"manifest\.json of checkpoint .* is not what"):
+            checkpoint.load(uri)
 
 
 def test_a_truncated_or_lost_file_is_refused_by_name(run):
     (uri,) = publish(run, 1)
     path = Path(uri) / "sr.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="sr.safetensors of checkpoint .* is not what"):
-        checkpoint.load(uri).tensors("sr.safetensors")
+    longer = files(1)["sr.safetensors"] + b"more"
+    for data in (path.read_bytes(), longer):
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match="sr.safetensors of checkpoint .* is not what"):
+            checkpoint.load(uri).tensors("sr.safetensors")
     path.unlink()
     with pytest.raises(CheckpointError, match="has lost sr.safetensors"):
         checkpoint.load(uri).tensors("sr.safetensors")
+    with pytest.raises(CheckpointError, match="has lost sr.safetensors"):
+        checkpoint.verify(uri)
     with pytest.raises(CheckpointError, match="has no other.json; it has"):
         checkpoint.load(uri).read("other.json")
 
@@ -127,14 +152,18 @@ def test_a_file_that_is_not_safetensors_is_refused(run):
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ({"format_version": 2, "files": {}}, "has format_version 2; this package reads 1"),
+        ({"format_version": 1, "files": {}}, "has format_version 1; this package reads 2"),
         ([], "has format_version None"),
-        ({"format_version": 1}, "manifest of checkpoint .* is malformed"),
-        ({"format_version": 1, "files": {"a": {"bytes": 1}}}, "is malformed: KeyError"),
-        (
-            {"format_version": 1, "files": {"../a": {"bytes": 1, "sha256": ""}}},
-            r"lists a file named '\.\./a'",
-        ),
+        ({"format_version": 2}, "manifest.json of checkpoint .* is malformed"),
+        ({"format_version": 2, "files": {"a": {"bytes": 1}}}, "is malformed: KeyError"),
+        ({"format_version": 2, "files": {"a": 1}}, "is malformed: TypeError"),
+        ({"format_version": 2, "files": {"a": entry(bytes="1")}}, "says of a that it has '1' byte"),
+        ({"format_version": 2, "files": {"a": entry(bytes=1e999)}}, "that it has inf bytes"),
+        ({"format_version": 2, "files": {"a": entry(sha256="x")}}, "with SHA-256 'x'"),
+        ({"format_version": 2, "files": {"a": entry()}}, "manifest.json .* is not what"),
+        ({"format_version": 2, "files": {"../a": entry()}}, r"lists a file named '\.\./a'"),
+        ({"format_version": 2, "files": {"/a": entry()}}, r"lists a file named '/a'"),
+        ({"format_version": 2, "files": {"a/b": entry()}}, r"lists a file named 'a/b'"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_refused(run, manifest, message):
@@ -159,17 +188,8 @@ def test_resolve(run):
         checkpoint.resolve(f"{run}/elsewhere")
 
 
-def test_prune_keeps_the_newest(run):
-    uris = publish(run, 1, 2, 3, 4)
-    checkpoint.prune(run, keep=3)
-    assert checkpoint.newest_first(run) == [uris[3], uris[2], uris[1]]
-    assert not Path(uris[0]).exists()
-    checkpoint.prune(run, keep=3)
-    assert len(checkpoint.newest_first(run)) == 3
-
-
-def damage(uri):
-    path = Path(uri) / "sr.safetensors"
+def damage(uri, name="sr.safetensors"):
+    path = Path(uri) / name
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -179,6 +199,16 @@ def newest_sound(run):
     said = []
     saved = _newest_sound(run, said.append)
     return saved and saved.uri, said
+
+
+def test_a_run_goes_back_from_a_damaged_manifest_too(run):
+    uris = publish(run, 1, 2)
+    damage(uris[1], "manifest.json")
+    uri, said = newest_sound(run)
+    assert uri == uris[0]
+    assert said[0].startswith(
+        f"going back to the checkpoint before: manifest.json of checkpoint {uris[1]}"
+    )
 
 
 def test_a_run_goes_back_to_its_newest_sound_checkpoint_and_says_so(run):
@@ -202,6 +232,5 @@ def test_what_a_run_publishes_after_it_went_back_outlives_the_damaged_checkpoint
     damage(uris[1])
     assert newest_sound(run)[0] == uris[0]
     (again,) = publish(run, 3)
-    checkpoint.prune(run, keep=1)
     assert newest_sound(run) == (again, [])
     assert checkpoint.resolve(run) == again

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from sr4ir_dist import storage
+from sr4ir_dist.networks.tensor_files import parse_pickle, parse_safetensors
 
+_MOST_BYTES = 1 << 30  # VGG19's published weights have half of it
 _WRAPPERS = ("params", "state_dict")
 _OPTIONAL = ("num_batches_tracked", "attn_mask", "relative_position_index")
 
@@ -209,7 +207,8 @@ def read_tensors(uri: str) -> dict[str, Tensor]:
         uri: A `.pt`, `.pth` or `.safetensors` file: a path or a URI.
 
     Raises:
-        WeightsError: Another kind of file, an unreadable one, or one of other values than tensors.
+        WeightsError: Another kind of file, an unreadable one, one of more than 1 GiB, or one of
+            other values than tensors.
         StorageError: There is no such file.
     """
     suffix = PurePosixPath(uri).suffix
@@ -217,18 +216,15 @@ def read_tensors(uri: str) -> dict[str, Tensor]:
         raise WeightsError(
             f"weights {uri}: a name that ends in {suffix!r}; expected .pt, .pth or .safetensors"
         )
-    data = storage.read_bytes(uri)
+    parse: Callable[[bytes], Any] = parse_safetensors if suffix == ".safetensors" else parse_pickle
     try:
-        if suffix == ".safetensors":
-            content: Any = safetensors.torch.load(data)
-        else:
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except safetensors.SafetensorError as error:
+        return _tensors(uri, parse(storage.read_bytes(uri, _MOST_BYTES)))
+    except storage.ContentError as error:
+        raise WeightsError(f"weights {error}") from error
+    except (storage.StorageError, WeightsError):
+        raise
+    except ValueError as error:
         raise WeightsError(f"weights {uri} cannot be read: {error}") from error
-    except Exception as error:  # torch.load raises a dozen unrelated types for broken files
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise WeightsError(f"weights {uri} cannot be read: {reason[0]}") from error
-    return _tensors(uri, content)
 
 
 def _tensors(uri: str, content: Any) -> dict[str, Tensor]:

@@ -55,6 +55,10 @@ class Engine(Protocol):
         """The optimizer's full state by `<parameter>/<key>`, on CPU; every rank must call it."""
         ...
 
+    def optimizer_state_like(self) -> dict[str, Tensor]:
+        """Tensors of the names, shapes and dtypes that `optimizer_state` has after a step."""
+        ...
+
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over a state that `optimizer_state` returned, at any number of ranks or stage."""
         ...
@@ -120,6 +124,10 @@ class PlainEngine:
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimizer's full state by `<parameter>/<key>`, on CPU."""
         return _collect_state(self.module, self._optimizer)
+
+    def optimizer_state_like(self) -> dict[str, Tensor]:
+        """Tensors of the names, shapes and dtypes that `optimizer_state` has after a step."""
+        return _state_like(self.module, self.trainable, self._optimizer)
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over a state that `optimizer_state` returned."""
@@ -203,7 +211,7 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         state = {}
-        for name, parameter in self._named_trainable():
+        for name, parameter in _named(self.module, self.trainable):
             for key in _state_keys(self._optimizer):
                 value: Any = safe_get_full_optimizer_state(parameter, key)
                 state[f"{name}/{key}"] = value.cpu()
@@ -211,6 +219,10 @@ class DeepSpeedEngine:
         if steps:
             state["step"] = steps[0].detach().cpu().clone()
         return state
+
+    def optimizer_state_like(self) -> dict[str, Tensor]:
+        """Tensors of the names, shapes and dtypes that `optimizer_state` has after a step."""
+        return _state_like(self.module, self.trainable, self._optimizer)
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over a state that `optimizer_state` returned, at any number of ranks or stage."""
@@ -227,15 +239,10 @@ class DeepSpeedEngine:
                 if "step" in state:
                     entry["step"] = state["step"].clone()
         self._zero._lazy_init_hp_params_optimizer_state()
-        for name, parameter in self._named_trainable():
+        for name, parameter in _named(self.module, self.trainable):
             for key in _state_keys(self._optimizer):
                 value = state[f"{name}/{key}"].to(parameter.device)
                 safe_set_full_optimizer_state(parameter, value, key)
-
-    def _named_trainable(self) -> list[tuple[str, nn.Parameter]]:
-        # Not by requires_grad, which is off while the network is frozen.
-        own = {id(parameter) for parameter in self.trainable}
-        return [(n, p) for n, p in self.module.named_parameters() if id(p) in own]
 
     def _base(self) -> torch.optim.Optimizer:
         return self._zero.optimizer
@@ -304,6 +311,22 @@ def _state_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     if isinstance(optimizer, torch.optim.AdamW):
         return _ADAMW_STATE
     return _SGD_STATE if optimizer.defaults["momentum"] else ()
+
+
+def _named(module: nn.Module, parameters: Sequence[nn.Parameter]) -> list[tuple[str, nn.Parameter]]:
+    # Not by requires_grad, which is off while the network is frozen.
+    own = {id(parameter) for parameter in parameters}
+    return [(n, p) for n, p in module.named_parameters() if id(p) in own]
+
+
+def _state_like(
+    module: nn.Module, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    keys = _state_keys(optimizer)
+    like: dict[str, Tensor] = {f"{n}/{k}": p for n, p in _named(module, parameters) for k in keys}
+    if isinstance(optimizer, torch.optim.AdamW):
+        like["step"] = torch.zeros(())
+    return like
 
 
 def _collect_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
