@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sr4ir_dist.suggestions import did_you_mean
+from sr4ir_dist.untrusted import parse_json
 
 Role = Literal["sr", "task"]
 Network = Literal["sr", "task", "oracle", "vgg"]
@@ -231,6 +231,8 @@ class CheckpointSettings(Settings):
     """Also publish after each so many steps of the run; None: at epochs only."""
     keep: Positive = 2
     """The newest so many checkpoints are kept."""
+    keep_best: NonNegative = 1
+    """And so many of the best, by the task's figure, or by PSNR where no task is judged."""
 
 
 class Experiment(Settings):
@@ -323,8 +325,9 @@ class Experiment(Settings):
             data: the digests of the manifests that the run reads.
         """
         tree = self.model_dump(mode="json")
-        # LPIPS changes no weight, and a run is one whether or not its file was at hand.
-        del tree["evaluation"]["lpips"]
+        # LPIPS changes no weight, and a run is one whether or not its file was at hand. Nor does
+        # what is kept.
+        del tree["evaluation"]["lpips"], tree["checkpoint"]["keep_best"]
         content = json.dumps([tree, data], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:8]
 
@@ -333,11 +336,12 @@ def from_json(text: str | bytes) -> Experiment:
     """Parse an experiment file.
 
     Raises:
-        ExperimentError: the text is not JSON, or a field is unknown, missing or out of range.
+        ExperimentError: the text is not JSON, or too much of it, or a field is unknown, missing or
+            out of range.
     """
     try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise ExperimentError(f"the experiment is not valid JSON: {error}") from error
     return from_tree(value)
 
@@ -363,15 +367,9 @@ def field_paths() -> dict[str, Any]:
 def _paths(model: type[BaseModel], prefix: str) -> Iterable[tuple[str, Any]]:
     for name, field in model.model_fields.items():
         yield prefix + name, field.annotation
-        for kind in _alternatives(field.annotation):
+        for kind in get_args(field.annotation) or (field.annotation,):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from _paths(kind, f"{prefix}{name}.")
-
-
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    if get_origin(annotation) in (Union, UnionType):
-        return get_args(annotation)
-    return (annotation,)
 
 
 def unknown_field(path: str, known: Mapping[str, Any]) -> str:
@@ -391,7 +389,7 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(unknown_field(path, field_paths()))
         elif path:
-            lines.append(f"{path}={problem['input']!r}: {message}")
+            lines.append(f"{path}={problem['input']!r:.200}: {message}")
         else:
             lines.append(message)
     return "; ".join(lines)

@@ -11,13 +11,16 @@ import ray
 import ray.train
 import ray.train.torch
 
-from sr4ir_dist import recipes, storage
+from sr4ir_dist import recipes, retention, storage
 from sr4ir_dist.config import ExperimentError
 from sr4ir_dist.training.build import make_task
 from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan
 from sr4ir_dist.training.worker import EvaluationJob, Job, evaluate_worker, run_worker
 
 _RAY_FOLDER = "ray"  # what Ray keeps for itself, beside our checkpoints
+# How long a checkpoint in use is kept from being pruned where nobody says that the use has ended.
+# Each launch of a run begins the time anew.
+_RUN_DAYS, _EVALUATION_DAYS = 30, 3
 
 
 class TrainingError(RuntimeError):
@@ -88,7 +91,14 @@ def train(
     # may be half-written, and another version of Ray refuses it.
     storage.delete(storage.join(plan.run_uri, _RAY_FOLDER))
     trainer = _trainer(run_worker, job, resources, cpus, gpu, folder=plan.run_uri)
-    return _fit(trainer, f"run {plan.run}")
+    starts = [start.uri.rpartition("/")[0] for start in plan.starts.values() if start.uri]
+    until = storage.join(plan.run_uri, RESULT)
+    for uri in starts:
+        retention.hold(uri, by=plan.run_uri, days=_RUN_DAYS, until=until)
+    result = _fit(trainer, f"run {plan.run}")
+    for uri in starts:
+        retention.release(uri, by=plan.run_uri)
+    return result
 
 
 def evaluate(
@@ -122,9 +132,11 @@ def evaluate(
     # It is short, and what fails once in it fails again.
     resources = replace(resources, max_failures=0)
     trainer = _trainer(evaluate_worker, job, resources, cpus, gpu, folder=folder)
+    retention.hold(request.checkpoint, by=folder, days=_EVALUATION_DAYS)
     try:
         return _fit(trainer, f"evaluation of {request.checkpoint}")
     finally:
+        retention.release(request.checkpoint, by=folder)
         storage.delete(folder)
 
 

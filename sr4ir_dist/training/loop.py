@@ -30,7 +30,7 @@ class Hooks:
     """What the loop tells its surroundings; every rank calls them at the same steps.
 
     Attributes:
-        publish: publish a checkpoint of the engines at this progress.
+        publish: save a checkpoint of the engines at this progress.
         logged: the mean losses since the last call, at this progress.
         evaluated: a new record at the end of the progress's history.
         judging: how far an evaluation is, in words.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -23,7 +22,7 @@ from sr4ir_dist.networks.vgg import VGG19
 from sr4ir_dist.overrides import override
 from sr4ir_dist.tasks.scored import Scored
 from sr4ir_dist.training.build import build_networks, make_task
-from sr4ir_dist.training.state import load_experiment
+from sr4ir_dist.training.state import load_experiment, load_run
 
 RESULT = "result.json"
 _WEIGHT_FILES = (".pt", ".pth", ".safetensors")
@@ -175,7 +174,7 @@ def make_request(
     uri = resolve(uri)
     saved = checkpoint.load(uri)
     experiment = override(load_experiment(saved), settings)
-    uris = dataset_uris(saved.json("run.json")["data"] if data is None else data)
+    uris = dataset_uris(load_run(saved)["data"] if data is None else data)
     opened = open_split(uris, split)
     experiment = _with_classes(experiment, [opened])
     if storage_uri is None:
@@ -350,4 +349,4 @@ def _weights(uri: str, network: Network, field: str) -> tuple[str, str]:
 
 
 def _file_digest(uri: str) -> str:
-    return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+    return storage.sha256(uri)[1]

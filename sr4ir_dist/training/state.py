@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from importlib import metadata
 from typing import Any
 
 import safetensors.torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from sr4ir_dist.checkpoint import Checkpoint
-from sr4ir_dist.config import Experiment, Network, Role, from_json
+from sr4ir_dist.checkpoint import Checkpoint, CheckpointError
+from sr4ir_dist.config import Experiment, Network, NonNegative, Positive, Role, from_json
 from sr4ir_dist.training.engines import Engine
 from sr4ir_dist.training.views import Setup
+from sr4ir_dist.untrusted import MOST_BYTES
 
 JUDGED: tuple[Role, ...] = ("sr", "task")
 """The networks of a checkpoint. Those that only lend their features are read from their start."""
@@ -36,12 +39,16 @@ class Progress:
             ranks.
     """
 
-    epoch: int = 1
-    step_in_epoch: int = 0
-    step: int = 0
+    epoch: Positive = 1
+    step_in_epoch: NonNegative = 0
+    step: NonNegative = 0
     seconds: float = 0.0
     history: tuple[dict[str, Any], ...] = ()
-    bad_rows: tuple[int, ...] = ()
+    bad_rows: tuple[NonNegative, ...] = ()
+
+
+_FILE = "progress.json"
+_PROGRESS = TypeAdapter(Progress)
 
 
 def snapshot(setup: Setup, progress: Progress) -> dict[str, bytes]:
@@ -67,37 +74,81 @@ def snapshot(setup: Setup, progress: Progress) -> dict[str, bytes]:
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("torch", "torchvision", "deepspeed", "ray")},
     }
-    files["progress.json"] = json.dumps(record, indent=2).encode()
+    files[_FILE] = json.dumps(record, indent=2).encode()
     return files
 
 
 def load_networks(modules: Mapping[Network, nn.Module], saved: Checkpoint) -> None:
-    """Give the networks of a checkpoint their weights; do so before engines are made."""
+    """Give the networks of a checkpoint their weights; do so before engines are made.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or its tensors are not those of the networks.
+    """
     for role in JUDGED:
         if role in modules:
-            modules[role].load_state_dict(saved.tensors(f"{role}.safetensors"))
+            module = modules[role]
+            module.load_state_dict(saved.tensors(f"{role}.safetensors", module.state_dict()))
 
 
 def load_optimizers(engines: Mapping[Role, Engine], saved: Checkpoint) -> None:
-    """Give engines their published optimizer states, from any number of ranks or ZeRO stage."""
+    """Give engines their published optimizer states, from any number of ranks or ZeRO stage.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or its tensors are not those of the optimizers.
+    """
     for role, engine in engines.items():
-        engine.load_optimizer_state(saved.tensors(f"{role}.optimizer.safetensors"))
+        like = engine.optimizer_state_like()
+        engine.load_optimizer_state(saved.tensors(f"{role}.optimizer.safetensors", like))
 
 
 def load_progress(saved: Checkpoint) -> Progress:
-    """Where the run stood when it published the checkpoint."""
-    record = saved.json("progress.json")
-    # Checkpoints from before a field was there tell nothing about it.
-    fields: dict[str, Any] = {
-        field.name: record[field.name]
-        for field in dataclasses.fields(Progress)
-        if field.name in record
-    }
-    for name in ("history", "bad_rows"):
-        fields[name] = tuple(fields.get(name, ()))
-    return Progress(**fields)
+    """Where the run stood when it published the checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or does not say so.
+    """
+    try:
+        # Checkpoints from before a field was there tell nothing about it.
+        return _PROGRESS.validate_python(saved.json(_FILE))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(
+            f"{_FILE} of checkpoint {saved.uri}: {where}={first['input']!r:.200}: {first['msg']}"
+        ) from error
+
+
+def load_figure(saved: Checkpoint, name: str) -> float | None:
+    """The figure that a checkpoint's networks reached, None where they were not judged.
+
+    Raises:
+        CheckpointError: as `load_progress`.
+    """
+    progress = load_progress(saved)
+    last = progress.history[-1] if progress.history else {}
+    value = last.get(name) if last.get("step") == progress.step else None
+    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 def load_experiment(saved: Checkpoint) -> Experiment:
-    """The experiment whose run published the checkpoint."""
-    return from_json(saved.read("experiment.json"))
+    """The experiment whose run published the checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+        ExperimentError: the experiment is not one of this package's.
+    """
+    return from_json(saved.read("experiment.json", MOST_BYTES))
+
+
+def load_run(saved: Checkpoint) -> dict[str, Any]:
+    """The run that published the checkpoint: its name `run`, and `data`, its dataset or datasets.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or does not say so.
+    """
+    run = saved.json("run.json")
+    data = run.get("data") if isinstance(run, dict) else None
+    known = isinstance(data, str) or isinstance(data, list) and all(isinstance(d, str) for d in data)
+    if not known or not isinstance(run.get("run"), str):
+        raise CheckpointError(f"run.json of checkpoint {saved.uri} names no run and dataset")
+    return run

@@ -26,6 +26,7 @@ from sr4ir_dist.training.build import (
 from sr4ir_dist.training.evaluate import evaluate
 from sr4ir_dist.training.loop import Hooks, NonFiniteLossError, train
 from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan, load_start
+from sr4ir_dist.training.saving import Saver, SavingError, shared
 from sr4ir_dist.training.state import Progress
 from sr4ir_dist.training.views import Setup
 
@@ -80,12 +81,12 @@ def run_worker(config: dict[str, Job]) -> dict[str, Any]:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     _quieten()
     torch.set_num_threads(job.threads)
-    why = _shared(lambda: _earlier_refusal(job), rank)
+    why = shared(lambda: _earlier_refusal(job), rank)
     if why is not None:
         return {"refused": why}
     try:
         return _run(job, rank, world_size)
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, SavingError) as error:
         return {"refused": str(error)}
     except ValueError as error:
         if _storage_failed(error):
@@ -120,7 +121,7 @@ def _run(job: Job, rank: int, world_size: int) -> dict[str, Any]:
     plan = job.plan
     experiment = plan.experiment
     say: Callable[[str], None] = print if rank == 0 else lambda text: None
-    saved = _shared(lambda: _newest_sound(plan.run_uri, say), rank)
+    saved = shared(lambda: _newest_sound(plan.run_uri, say), rank)
     modules = build_networks(experiment)
     for network, module in modules.items():
         start = plan.starts[network]
@@ -141,17 +142,19 @@ def _run(job: Job, rank: int, world_size: int) -> dict[str, Any]:
         say(f"continuing after step {progress.step} from {saved.uri}")
 
     with (
+        Saver(setup, plan, say=say, report=_report) as saver,
         open_loader(setup, plan.data, "train", job.cache_dir) as training,
         open_loader(setup, plan.data, "val", job.cache_dir) as validation,
     ):
         total = training.steps_per_epoch * experiment.epochs
         hooks = Hooks(
-            publish=lambda progress: _publish(setup, plan, progress),
+            publish=saver.save,
             logged=lambda progress, losses: say(_line(progress, losses, total)),
             judging=say,
             evaluated=lambda progress: say(f"evaluated: {progress.history[-1]}"),
         )
         progress = train(setup, training, validation, progress, hooks, log_every=job.log_every)
+        saver.finish()
     return _finish(setup, plan, progress)
 
 
@@ -168,13 +171,9 @@ def _newest_sound(run_uri: str, say: Callable[[str], None]) -> checkpoint.Checkp
     published = checkpoint.newest_first(run_uri)
     for uri in published:
         try:
-            saved = checkpoint.load(uri)
-            for name in saved.files:
-                saved.read(name)
+            return checkpoint.verify(uri)
         except checkpoint.CheckpointError as error:
             say(f"going back to the checkpoint before: {error}")
-        else:
-            return saved
     if published:
         raise checkpoint.CheckpointError(
             f"none of the {len(published)} checkpoints of {run_uri} can be read; delete them to "
@@ -195,44 +194,26 @@ def _storage_failed(error: BaseException | None) -> bool:
     """Whether an error comes from storage that did not answer, and may answer a retry."""
     while error is not None:
         if isinstance(error, storage.StorageError):
-            return not isinstance(error, storage.MissingError)
+            return not isinstance(error, storage.MissingError | storage.ContentError)
         error = error.__cause__
     return False
 
 
-def _shared(read: Callable[[], Any], rank: int) -> Any:
-    """Rank 0's answer on every rank, for ranks must not see different storage."""
-    box: list[Any] = [None]
-    if rank == 0:
-        box = [read()]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def _publish(setup: Setup, plan: Plan, progress: Progress) -> None:
-    files = state.snapshot(setup, progress)
-    if setup.rank == 0:
-        files["run.json"] = json.dumps({"run": plan.run, "data": plan.data}).encode()
-        uri = checkpoint.publish(plan.run_uri, progress.step, files)
-        checkpoint.prune(plan.run_uri, setup.experiment.checkpoint.keep)
-    # Ray's report waits seconds for its controller, so it tells of evaluated checkpoints alone.
-    if not progress.history or progress.history[-1]["step"] != progress.step:
+def _report(figures: dict[str, Any], uri: str | None) -> None:
+    if uri is None:
+        ray.train.report(figures)
         return
-    if setup.rank:
-        ray.train.report(progress.history[-1])
-        return
-    # Ray gets a pointer, so that there is one truth: the manifest that was just published.
+    # Ray gets a pointer, so that there is one truth: the manifest that was published.
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pointer.json").write_text(json.dumps({"checkpoint": uri}))
-        pointer = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(progress.history[-1], checkpoint=pointer)
+        ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 def _finish(setup: Setup, plan: Plan, progress: Progress) -> dict[str, Any]:
     result = {
         "run": plan.run,
         "run_uri": plan.run_uri,
-        "checkpoint": _shared(lambda: checkpoint.resolve(plan.run_uri), setup.rank),
+        "checkpoint": shared(lambda: checkpoint.resolve(plan.run_uri), setup.rank),
         "experiment": plan.experiment.name,
         "steps": progress.step,
         "seconds": round(progress.seconds, 3),
