@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sr4ir_dist.suggestions import did_you_mean
-from sr4ir_dist.untrusted import parse_json
 
 Role = Literal["sr", "task"]
 Network = Literal["sr", "task", "oracle", "vgg"]
@@ -41,6 +40,8 @@ _TRANSFORMS = {
     "segmentation": ("resize_crop",),
     "detection": ("flip",),
 }
+
+_MOST_BYTES = 1 << 20  # of an experiment file, which has a few thousand
 
 NAMED = ("name", "recipe", "scale")
 """What an experiment's name says, so that no setting may say otherwise."""
@@ -86,15 +87,15 @@ class SRNetwork(Settings):
 
     network: Literal["edsr", "swinir", "bilinear", "bicubic"] = "edsr"
     """`edsr` or `swinir`, or an interpolation, which has no weights and cannot be trained."""
-    blocks: Positive = 16
+    blocks: Annotated[int, Field(ge=1, le=256)] = 16
     """Residual blocks of EDSR; groups of SwinIR (6)."""
-    features: Positive = 64
+    features: Annotated[int, Field(ge=1, le=1024)] = 64
     """Channels; SwinIR has 180."""
-    depth: Positive = 6
+    depth: Annotated[int, Field(ge=1, le=64)] = 6
     """Transformer blocks of a group (SwinIR)."""
     heads: Positive = 6
     """Attention heads (SwinIR); they divide the channels."""
-    window: Annotated[int, Field(ge=2, multiple_of=2)] = 8
+    window: Annotated[int, Field(ge=2, le=16, multiple_of=2)] = 8
     """Side of an attention window in LR pixels (SwinIR)."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Stochastic depth of the last block (SwinIR)."""
@@ -113,7 +114,7 @@ class TaskNetwork(Settings):
     name: TaskName = "classification"
     network: str = "resnet18"
     """One of `TASK_NETWORKS`."""
-    classes: Positive | None = None
+    classes: Annotated[int, Field(ge=1, le=25_000)] | None = None
     """Number of classes without background; None takes it from the dataset's manifest."""
     min_size: Positive = 800
     """Short side in pixels to which a detector brings its images."""
@@ -314,6 +315,12 @@ class Experiment(Settings):
                     f"data.transform={self.data.transform!r} does not fit task.name={task.name!r};"
                     f" allowed: {', '.join(_TRANSFORMS[task.name])}"
                 )
+        layers = 0 if sr is None else sr.blocks * (sr.depth if sr.network == "swinir" else 1)
+        if sr is not None and (layers > 256 or layers * sr.features**2 > 1 << 23):
+            raise ValueError(
+                f"sr.blocks={sr.blocks}, sr.depth={sr.depth} and sr.features={sr.features} are too "
+                "many together: the largest EDSR has 32 blocks of 256 features"
+            )
         if sr is not None and sr.network == "swinir" and sr.features % sr.heads:
             raise ValueError(f"sr.features={sr.features} must be a multiple of sr.heads={sr.heads}")
         return self
@@ -336,27 +343,25 @@ def from_json(text: str | bytes) -> Experiment:
     """Parse an experiment file.
 
     Raises:
-        ExperimentError: the text is not JSON, or too much of it, or a field is unknown, missing or
-            out of range.
+        ExperimentError: the text is not JSON, or longer than 1 MiB, or a field is unknown, missing,
+            of the wrong type or out of range.
     """
+    if len(text) > _MOST_BYTES:
+        raise ExperimentError(f"the experiment has {len(text)} bytes, more than {_MOST_BYTES}")
     try:
-        value = parse_json(text)
-    except ValueError as error:
-        raise ExperimentError(f"the experiment is not valid JSON: {error}") from error
-    return from_tree(value)
+        return Experiment.model_validate_json(text)
+    except ValidationError as error:
+        raise ExperimentError(_explain(error)) from error
 
 
 def from_tree(tree: Any) -> Experiment:
     """Make an experiment of nested dicts of JSON values.
 
     Raises:
-        ExperimentError: a field is unknown, missing, of the wrong type or out of range.
+        ExperimentError: as `from_json`.
     """
-    try:
-        # As JSON, whose lists may be tuples and whose integers may be floats in strict mode too.
-        return Experiment.model_validate_json(json.dumps(tree))
-    except ValidationError as error:
-        raise ExperimentError(_explain(error)) from error
+    # As JSON, whose lists may be tuples and whose integers may be floats in strict mode too.
+    return from_json(json.dumps(tree))
 
 
 def field_paths() -> dict[str, Any]:
@@ -383,9 +388,10 @@ def unknown_field(path: str, known: Mapping[str, Any]) -> str:
 
 def _explain(error: ValidationError) -> str:
     lines = []
-    for problem in error.errors():
+    for problem in error.errors()[:10]:
         path = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
+        message = message.replace("Invalid JSON", "the experiment is not valid JSON")
         if problem["type"] == "extra_forbidden":
             lines.append(unknown_field(path, field_paths()))
         elif path:

@@ -129,7 +129,7 @@ class ShardCache:
             if storage.is_local(uri):
                 path = storage.local_path(uri)
                 self._check(path, shard)
-                return OpenShard(ShardReader(path, self._columns), None)
+                return OpenShard(self._reader(path, shard), None)
             return self._open_cached(shard)
         except DatasetError:
             raise
@@ -146,6 +146,12 @@ class ShardCache:
         if key not in _checked:
             verify_shard(path, expected, self._starts[shard])
             _checked.add(key)
+
+    def _reader(self, path: Path, shard: int) -> ShardReader:
+        reader = ShardReader(path, self._columns)
+        if reader.batch_rows != self._shards[shard].batch_rows:
+            raise DatasetError(f"{self.describe(shard)} has other rows than the manifest says")
+        return reader
 
     def _open_cached(self, shard: int) -> OpenShard:
         path = self._directory / f"{self._shards[shard].sha256}.arrow"
@@ -165,7 +171,7 @@ class ShardCache:
         try:
             # Only the time of use: the content's time tells whether the copy was checked.
             os.utime(path, ns=(time.time_ns(), os.fstat(mark).st_mtime_ns))
-            return OpenShard(ShardReader(path, self._columns), mark)
+            return OpenShard(self._reader(path, shard), mark)
         except BaseException:
             os.close(mark)
             raise

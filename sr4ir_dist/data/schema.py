@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sr4ir_dist.data.groups import GROUPS
+from sr4ir_dist.untrusted import parse_json
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
@@ -41,6 +42,10 @@ _COLUMNS: dict[str, tuple[tuple[str, pa.DataType], ...]] = {
         ("crowd", pa.list_(pa.bool_())),
     ),
 }
+COLUMN_TYPES = dict(column for columns in _COLUMNS.values() for column in columns)
+"""The Arrow type of each column that a shard may have."""
+# The order of rows is drawn from what the manifest claims, before a shard is seen.
+_MOST, _MOST_BATCH_ROWS = 1 << 40, 1 << 20
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
 # What stands between a manifest file's content and the content's digest, its last entry.
 _SEAL = b',\n "sha256": "'
@@ -148,7 +153,7 @@ class Manifest:
                 raise DatasetError(f"{where}: truncated or altered: not the sha256 that it ends on")
             data = content + b"\n}"
         try:
-            value = json.loads(data)
+            value = parse_json(data)
         except ValueError as error:
             raise DatasetError(f"{where}: malformed manifest: not valid JSON: {error}") from error
         return cls.from_json(value, where)
@@ -169,7 +174,7 @@ class Manifest:
         version = value.get("format_version")
         if version != FORMAT_VERSION:
             raise DatasetError(
-                f"{where}: format_version is {version!r}, this version of the package reads "
+                f"{where}: format_version is {version!r:.50}, this version of the package reads "
                 f"{FORMAT_VERSION}; convert the dataset again with jobs/prepare_data.py"
             )
         try:
@@ -298,19 +303,19 @@ def _manifest(value: dict[str, Any]) -> Manifest:
 
 def _shard(value: Any, index: int, grouped: bool) -> Shard:
     if not isinstance(value, dict):
-        raise DatasetError(f"shards[{index}] is {value!r}: expected an object")
+        raise DatasetError(f"shards[{index}] is {value!r:.200}: expected an object")
     _check_keys(value, Shard.__dataclass_fields__.keys(), f"shards[{index}]")
     path, rows, size, digest = value["path"], value["rows"], value["bytes"], value["sha256"]
     batches, groups = value["batch_rows"], value["batch_groups"]
-    counts = _are_ints(batches, 1) and len(batches) > 0 and sum(batches) == rows
+    counts = _are_ints(batches, 1, _MOST_BATCH_ROWS) and len(batches) > 0 and sum(batches) == rows
     expected = len(batches) if grouped and counts else 0
     # One table and few calls, because a manifest may have 100,000 shards.
     for key, good, allowed in (
         ("path", _is_inside(path), "a path below the manifest's folder"),
-        ("rows", _are_ints([rows], 1), "a positive integer"),
-        ("bytes", _are_ints([size], 1), "a positive integer"),
+        ("rows", _are_ints([rows], 1, _MOST), "a positive integer"),
+        ("bytes", _are_ints([size], 1, _MOST), "a positive integer"),
         ("sha256", isinstance(digest, str) and _DIGEST.match(digest), "64 hexadecimal digits"),
-        ("batch_rows", counts, f"positive integers that sum to rows={rows}"),
+        ("batch_rows", counts, f"integers from 1 to {_MOST_BATCH_ROWS}, in sum {rows!r:.50}"),
         (
             "batch_groups",
             _are_ints(groups, 0, GROUPS - 1) and len(groups) == expected,
@@ -318,7 +323,7 @@ def _shard(value: Any, index: int, grouped: bool) -> Shard:
         ),
     ):
         if not good:
-            raise DatasetError(f"shards[{index}].{key} is {value[key]!r}: expected {allowed}")
+            raise DatasetError(f"shards[{index}].{key} is {value[key]!r:.200}: expected {allowed}")
     return Shard(path, rows, size, digest, tuple(batches), tuple(groups))
 
 
@@ -332,22 +337,22 @@ def _is_inside(path: Any) -> bool:
     )
 
 
-def _are_ints(values: Any, least: int, most: int | None = None) -> bool:
+def _are_ints(values: Any, least: int, most: int) -> bool:
     """Whether it is a list of integers in a range, of which there may be none."""
     if not isinstance(values, list) or not set(map(type, values)) <= {int}:
         return False
-    return not values or (min(values) >= least and (most is None or max(values) <= most))
+    return not values or (min(values) >= least and max(values) <= most)
 
 
 def _check_keys(value: dict[str, Any], allowed: KeysView[str], name: str) -> None:
     if value.keys() != allowed:
         missing, unknown = sorted(allowed - value.keys()), sorted(value.keys() - allowed)
-        raise DatasetError(f"{name}: missing keys {missing}, unknown keys {unknown}")
+        raise DatasetError(f"{name}: missing keys {missing}, unknown keys {unknown!r:.200}")
 
 
 def _check(good: Any, name: str, value: Any, expected: str) -> None:
     if not good:
-        raise DatasetError(f"{name} is {value!r}: expected {expected}")
+        raise DatasetError(f"{name} is {value!r:.200}: expected {expected}")
 
 
 def _is_list(value: Any, kind: type) -> bool:

@@ -17,8 +17,10 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from sr4ir_dist import storage
+from sr4ir_dist.data.arrow_files import map_batches
 from sr4ir_dist.data.groups import aspect_group
-from sr4ir_dist.data.schema import FORMAT_VERSION, MANIFEST_NAME, DatasetError, Manifest, Shard
+from sr4ir_dist.data.schema import MANIFEST_NAME, DatasetError, Manifest, Shard
+from sr4ir_dist.untrusted import MOST_BYTES
 
 SHARD_SUFFIX = ".arrow"
 # A shard may grow to so many times its size before another one is begun: what a few samples told of
@@ -89,19 +91,11 @@ class ShardReader:
         columns: the columns to return; all by default.
 
     Raises:
-        DatasetError: the file is no Arrow IPC file of this format version, or lacks a column.
+        DatasetError: as `map_batches`, or it lacks a column.
     """
 
     def __init__(self, path: Path, columns: Sequence[str] | None = None):
-        try:
-            with pa.memory_map(str(path)) as source, ipc.open_file(source) as reader:
-                names, metadata = reader.schema.names, reader.schema.metadata or {}
-                batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        except (OSError, pa.ArrowException) as error:
-            raise DatasetError(f"{path}: not a readable shard: {error}") from error
-        version = metadata.get(b"format_version", b"none").decode(errors="replace")
-        if version != str(FORMAT_VERSION):
-            raise DatasetError(f"{path}: format_version is {version}, expected {FORMAT_VERSION}")
+        batches, names = map_batches(path)
         self.columns = tuple(names if columns is None else columns)
         missing = sorted(set(self.columns) - set(names))
         if missing:
@@ -148,7 +142,9 @@ def load_manifest(dataset_uri: str, split: str) -> Manifest:
     """
     uri = storage.join(dataset_uri, split, MANIFEST_NAME)
     try:
-        data = storage.read_bytes(uri)
+        data = storage.read_bytes(uri, MOST_BYTES)
+    except storage.ContentError as error:
+        raise DatasetError(f"malformed manifest: {error}") from error
     except storage.MissingError:
         found = [name for name in storage.list_names(dataset_uri) if has_split(dataset_uri, name)]
         raise DatasetError(
