@@ -332,8 +332,7 @@ class Experiment(Settings):
             data: the digests of the manifests that the run reads.
         """
         tree = self.model_dump(mode="json")
-        # LPIPS changes no weight, and a run is one whether or not its file was at hand. Nor does
-        # what is kept.
+        # What is reported, as far as its files are at hand, and what is kept change no weight.
         del tree["evaluation"]["lpips"], tree["checkpoint"]["keep_best"]
         content = json.dumps([tree, data], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:8]
@@ -351,7 +350,7 @@ def from_json(text: str | bytes) -> Experiment:
     try:
         return Experiment.model_validate_json(text)
     except ValidationError as error:
-        raise ExperimentError(_explain(error)) from error
+        raise ExperimentError(f"{_explain(error):.3000}") from error
 
 
 def from_tree(tree: Any) -> Experiment:

@@ -52,7 +52,7 @@ def _checked_names(path: Path, schema: pa.Schema) -> list[str]:
     if version != str(FORMAT_VERSION):
         raise DatasetError(f"{path}: format_version is {version:.50}, expected {FORMAT_VERSION}")
     names = schema.names
-    wrong = [name for name in names if schema.field(name).type != COLUMN_TYPES.get(name)]
+    wrong = [field for field in schema if field.type != COLUMN_TYPES.get(field.name)]
     if wrong or len(set(names)) < len(names):
         raise DatasetError(f"{path}: not a readable shard: its columns are {names!r:.300}")
     return names

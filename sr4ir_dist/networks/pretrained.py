@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sr4ir_dist import storage
@@ -237,8 +238,10 @@ def _tensors(uri: str, content: Any) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsError(
-                f"weights {uri}: entry {name!r} is {type(value).__name__}, not a tensor"
+                f"weights {uri}: entry {name!r:.200} is {type(value).__name__}, not a tensor"
             )
+        if value.layout != torch.strided or value.is_meta or value.is_complex() or value.is_nested:
+            raise WeightsError(f"weights {uri}: entry {name!r:.200} is no dense tensor of numbers")
     if all(name.startswith("module.") for name in content):
         return {name.removeprefix("module."): value for name, value in content.items()}
     return dict(content)

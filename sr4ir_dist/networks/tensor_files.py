@@ -45,6 +45,9 @@ def parse_pickle(data: bytes) -> Any:
                 # torch writes none, and what it would take in memory only its author knows.
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise ValueError("its entries are compressed")
+        # What torch allows beside tensors and their containers: it fills as much memory as it says.
+        if b"builtins\nbytearray\n" in data:
+            raise ValueError("it holds other things than tensors")
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen unrelated types for broken files
         raise ValueError(_reason(error)) from error
