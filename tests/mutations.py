@@ -25,8 +25,11 @@ from sr4ir_dist import checkpoint, experiments
 from sr4ir_dist.checkpoint import CheckpointError
 from sr4ir_dist.config import ExperimentError
 from sr4ir_dist.data.cache import ShardCache
+from sr4ir_dist.data.convert.source import Converter, Source
+from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.data.schema import DatasetError
-from sr4ir_dist.data.shards import ShardWriter, load_manifest
+from sr4ir_dist.data.shards import load_manifest
+from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.networks.edsr import EDSR
 from sr4ir_dist.networks.pretrained import WeightsError, load_weights
 from sr4ir_dist.training import state
@@ -72,31 +75,37 @@ def _reseal_checkpoint(path: Path) -> None:
     checkpoint.write(str(folder), files.items())
 
 
-def _write_dataset(folder: Path, name: str = "manifest.json") -> Path:
-    with ShardWriter(
-        str(folder), name="x", split="train", tasks=("images", "classification", "detection"),
-        class_names=CLASSES, min_batches=3, expected_rows=6,
-    ) as writer:  # fmt: skip
-        for row in range(6):
-            writer.append({
-                "id": f"row {row}", "image": bytes(range(40)), "height": 20, "width": 20,
-                "label": row % 2, "boxes": [[1, 2, 3, 9]] * (row % 3),
-                "box_labels": [1] * (row % 3), "crowd": [False] * (row % 3),
-            })  # fmt: skip
-    return folder / "train" / name
+def _row(row: int) -> dict[str, Any]:
+    count = row % 3
+    boxes = {"boxes": [[1, 2, 3, 9]] * count, "box_labels": [1] * count, "crowd": [False] * count}
+    image = {"id": f"row {row}", "image": bytes(range(40)), "height": 20, "width": 20}
+    return image | {"label": row % 2} | boxes
+
+
+def _write_dataset(folder: Path, pattern: str = "manifest.json") -> Path:
+    tasks = ("images", "classification", "detection")
+    source = Source(CLASSES, {"train": 6}, lambda _: [_row(i) for i in range(6)], dict)
+    convert(Converter("x", tasks, "", lambda: source), source, str(folder), min_batches=3)
+    (path,) = (folder / "train").glob(pattern)
+    return path
 
 
 def _reseal_shard(path: Path) -> None:
     manifest = path.with_name("manifest.json")
-    value = json.loads(manifest.read_text())
+    value = load_manifest(str(path.parents[1]), "train").to_json()
     data = path.read_bytes()
     value["shards"][0] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest.write_text(json.dumps(value))
 
 
+def _unseal_manifest(path: Path) -> None:
+    content, sealed, _ = path.read_bytes().rpartition(b',\n "sha256": "')
+    if sealed:
+        path.write_bytes(content + b"\n}")
+
+
 def _read_shard(path: Path) -> Any:
-    manifest = load_manifest(str(path.parents[1]), "train")
-    with ShardCache(str(path.parents[1]), manifest).open(0) as shard:
+    with ShardCache(open_split(str(path.parents[1]), "train")).open(0) as shard:
         return shard.reader.rows(range(len(shard.reader)))
 
 
@@ -152,9 +161,10 @@ KINDS = {
         _write_dataset,
         lambda path: load_manifest(str(path.parents[1]), "train"),
         (DatasetError,),
+        _unseal_manifest,
     ),
     "shard": Kind(
-        lambda folder: _write_dataset(folder, "part-00000.arrow"),
+        lambda folder: _write_dataset(folder, "*.arrow"),
         _read_shard,
         (DatasetError,),
         _reseal_shard,

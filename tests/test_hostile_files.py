@@ -23,7 +23,8 @@ from sr4ir_dist.checkpoint import CheckpointError
 from sr4ir_dist.config import ExperimentError, from_json
 from sr4ir_dist.data.cache import ShardCache
 from sr4ir_dist.data.schema import COLUMN_TYPES, DatasetError
-from sr4ir_dist.data.shards import ShardReader, load_manifest
+from sr4ir_dist.data.shards import load_manifest
+from sr4ir_dist.data.splits import Split
 from sr4ir_dist.networks.pretrained import WeightsError, load_weights, read_tensors
 from sr4ir_dist.training import state
 from sr4ir_dist.untrusted import parse_json
@@ -78,7 +79,7 @@ def saved(tmp_path):
 def test_json_that_fills_memory(tmp_path, saved, kind):
     data = JSON[kind]
     found = saved(progress__json=data, run__json=data, experiment__json=data)
-    for load in (state.load_progress, state.load_data):
+    for load in (state.load_progress, state.load_run):
         with pytest.raises(CheckpointError, match=r"\.json of checkpoint"):
             load(found)
     with pytest.raises((CheckpointError, ExperimentError)):
@@ -88,7 +89,7 @@ def test_json_that_fills_memory(tmp_path, saved, kind):
         checkpoint.load(found.uri)
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "manifest.json").write_bytes(data)
-    with pytest.raises(DatasetError, match=r"manifest\.json: malformed manifest"):
+    with pytest.raises(DatasetError, match=r"manifest\.json: "):
         load_manifest(str(tmp_path), "train")
 
 
@@ -278,14 +279,14 @@ def dataset(tmp_path):
     ("changes", "message"),
     [
         ({"rows": 10**30, "batch_rows": [10**30]}, r"rows is 1000"),
-        ({"rows": 1 << 39, "batch_rows": [1 << 39]}, "at most 1048576 rows in each"),
+        ({"rows": 1 << 39, "batch_rows": [1 << 39]}, "integers from 1 to 1048576, in sum"),
         ({"bytes": 1 << 62}, r"shards\[0\]\.bytes is"),
         ({"path": "../../x.arrow"}, r"shards\[0\]\.path"),
     ],
 )
 def test_dataset_manifests(dataset, changes, message):
     manifest = dataset / "manifest.json"
-    value = json.loads(manifest.read_text())
+    value = load_manifest(str(dataset.parent), "train").to_json()
     value["shards"][0] |= changes
     manifest.write_text(json.dumps(value))
     with pytest.raises(DatasetError, match=message):
@@ -301,7 +302,7 @@ def open_shard(dataset, data=None):
         digest = hashlib.sha256(data).hexdigest()
         shard = dataclasses.replace(shard, bytes=len(data), sha256=digest)
     manifest = dataclasses.replace(manifest, shards=(shard,))
-    with ShardCache(str(dataset.parent), manifest).open(0) as opened:
+    with ShardCache(Split(((str(dataset.parent), manifest),))).open(0) as opened:
         return opened.reader.rows(range(len(opened.reader)))
 
 
@@ -315,7 +316,8 @@ def written(batches, **options):
 
 @pytest.fixture
 def batches(dataset):
-    with ipc.open_file((dataset / "part-00000.arrow").read_bytes()) as reader:
+    (path,) = dataset.glob("*.arrow")
+    with ipc.open_file(path.read_bytes()) as reader:
         return [reader.get_batch(i) for i in range(reader.num_record_batches)]
 
 
@@ -386,10 +388,8 @@ def test_shards(dataset, batches, kind):
         open_shard(dataset, spoilt(batches))
 
 
-def test_column_types_are_those_of_the_files(dataset):
-    with pa.memory_map(str(dataset / "part-00000.arrow")) as source, ipc.open_file(source) as file:
-        assert {field.name: field.type for field in file.schema}.items() <= COLUMN_TYPES.items()
-    assert len(ShardReader(dataset / "part-00000.arrow")) == 6
+def test_column_types_are_those_of_the_files(batches):
+    assert {field.name: field.type for field in batches[0].schema}.items() <= COLUMN_TYPES.items()
 
 
 def test_progress_is_read_as_it_was_written(saved):

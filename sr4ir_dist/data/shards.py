@@ -144,7 +144,7 @@ def load_manifest(dataset_uri: str, split: str) -> Manifest:
     try:
         data = storage.read_bytes(uri, MOST_BYTES)
     except storage.ContentError as error:
-        raise DatasetError(f"malformed manifest: {error}") from error
+        raise DatasetError(str(error)) from error
     except storage.MissingError:
         found = [name for name in storage.list_names(dataset_uri) if has_split(dataset_uri, name)]
         raise DatasetError(

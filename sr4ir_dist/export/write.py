@@ -31,7 +31,13 @@ from sr4ir_dist.networks.interpolation import Interpolation
 from sr4ir_dist.tasks import Task
 from sr4ir_dist.tasks.scored import Scored
 from sr4ir_dist.training.build import build_networks, make_task
-from sr4ir_dist.training.state import JUDGED, load_experiment, load_networks, load_progress
+from sr4ir_dist.training.state import (
+    JUDGED,
+    load_experiment,
+    load_networks,
+    load_progress,
+    load_run,
+)
 
 FORMATS = ("safetensors", "onnx")
 FORMAT_VERSION = 1
@@ -140,7 +146,7 @@ def _classes(
 ) -> tuple[str, ...] | None:
     """The names of what the task network tells apart, without background, where they are known."""
     try:
-        split = open_split(saved.json("run.json")["data"] if data is None else data, "train")
+        split = open_split(load_run(saved)["data"] if data is None else data, "train")
         names = split.manifest.class_names
         if len(names) != task.num_classes:
             raise ExportError(f"{split} has {len(names)} classes, not {task.num_classes}")
@@ -158,7 +164,7 @@ def _origin(experiment: Experiment, saved: Checkpoint) -> dict[str, Any]:
     judged = [record for record in progress.history if record["step"] == progress.step]
     return {
         "metrics": judged[-1] if judged else None,
-        "run": saved.json("run.json")["run"],
+        "run": load_run(saved)["run"],
         "checkpoint": {
             "uri": saved.uri,
             "step": progress.step,

@@ -148,7 +148,8 @@ def load_run(saved: Checkpoint) -> dict[str, Any]:
     """
     run = saved.json("run.json")
     data = run.get("data") if isinstance(run, dict) else None
-    known = isinstance(data, str) or isinstance(data, list) and all(isinstance(d, str) for d in data)
+    uris = [data] if isinstance(data, str) else data
+    known = isinstance(uris, list) and all(isinstance(uri, str) for uri in uris)
     if not known or not isinstance(run.get("run"), str):
         raise CheckpointError(f"run.json of checkpoint {saved.uri} names no run and dataset")
     return run

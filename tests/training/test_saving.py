@@ -33,7 +33,7 @@ def setup(process_group):
 
 @pytest.fixture
 def plan(setup, tmp_path):
-    return Plan(setup.experiment, "the data", "the-run", str(tmp_path / "run"), {}, 1)
+    return Plan(setup.experiment, ("the data",), "the-run", str(tmp_path / "run"), {}, 1)
 
 
 class Gate:
@@ -97,7 +97,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(setup, plan, saver, gate):
     found = checkpoint.verify(uri).tensors("sr.safetensors", before)
     assert all(torch.equal(found[name], value) for name, value in before.items())
     assert state.load_progress(checkpoint.load(uri)) == at(1)
-    assert state.load_data(checkpoint.load(uri)) == "the data"
+    assert state.load_run(checkpoint.load(uri)) == {"run": "the-run", "data": ["the data"]}
     assert threading.main_thread() not in gate.threads
     assert len(gate.threads) == 1
 
@@ -195,8 +195,8 @@ def test_a_progress_that_cannot_be_is_refused(plan, record):
     saved = checkpoint.load(checkpoint.publish(plan.run_uri, 1, files))
     with pytest.raises(checkpoint.CheckpointError, match=r"progress\.json of checkpoint"):
         state.load_progress(saved)
-    with pytest.raises(checkpoint.CheckpointError, match=r"run\.json .* names no dataset"):
-        state.load_data(saved)
+    with pytest.raises(checkpoint.CheckpointError, match=r"run\.json .* names no run and dataset"):
+        state.load_run(saved)
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape", "dtype", "pickle"])
