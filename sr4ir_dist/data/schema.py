@@ -315,7 +315,11 @@ def _shard(value: Any, index: int, grouped: bool) -> Shard:
         ("rows", _are_ints([rows], 1, _MOST), "a positive integer"),
         ("bytes", _are_ints([size], 1, _MOST), "a positive integer"),
         ("sha256", isinstance(digest, str) and _DIGEST.match(digest), "64 hexadecimal digits"),
-        ("batch_rows", counts, f"integers from 1 to {_MOST_BATCH_ROWS}, in sum {rows!r:.50}"),
+        (
+            "batch_rows",
+            counts,
+            f"integers from 1 to {_MOST_BATCH_ROWS} that sum to rows={rows!r:.50}",
+        ),
         (
             "batch_groups",
             _are_ints(groups, 0, GROUPS - 1) and len(groups) == expected,

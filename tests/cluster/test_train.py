@@ -22,6 +22,7 @@ from sr4ir_dist import checkpoint, storage
 from sr4ir_dist.data.convert import CONVERTERS
 from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.data.shards import load_manifest
+from sr4ir_dist.overrides import override
 from sr4ir_dist.training import launch
 from sr4ir_dist.training.plan import Plan, make_plan
 
@@ -190,6 +191,34 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     assert len(workers().keys() - before.keys()) == 2
     (run,) = [name for name in storage.list_names(tmp_path) if name.startswith("drawn_cls")]
     assert checkpoint.newest_first(str(tmp_path / run)) == []
+
+
+@pytest.mark.slow
+def test_saves_that_fail_again_and_again_end_the_run(undisturbed, experiment, drawn, tmp_path):
+    start = undisturbed["checkpoint"]
+    plan = make_plan(
+        override(experiment, [f"sr.weights={start}"]), data=drawn, storage_uri=str(tmp_path)
+    )
+    folder, before = Path(plan.run_uri, "checkpoints"), workers()
+
+    def spoil() -> None:
+        folder.rename(tmp_path / "aside")
+        folder.write_text("in the way")
+
+    why = f"was stopped: 3 checkpoints in a row could not be saved: {folder}"
+    with pytest.raises(launch.TrainingError, match=why):
+        while_training(plan, spoil)
+    assert len(workers().keys() - before.keys()) == 2  # no others took over
+    assert launch.finished_result(plan) is None
+    # The run may go on some day, so what it started from must stay.
+    (reference,) = storage.list_names(f"{undisturbed['run_uri']}/references")
+    assert reference.startswith(f"{Path(start).name}.")
+
+    folder.unlink()
+    (tmp_path / "aside").rename(folder)
+    assert [checkpoint.verify(uri) for uri in checkpoint.newest_first(plan.run_uri)] != []
+    assert launch.train(plan, WORKERS)["steps"] == 2 * STEPS_PER_EPOCH
+    assert storage.list_names(f"{undisturbed['run_uri']}/references") == []
 
 
 @pytest.fixture
