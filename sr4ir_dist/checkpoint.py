@@ -2,8 +2,8 @@
 
 A checkpoint exists when its `manifest.json` does; what a crash leaves half-written has none and is
 never listed. Networks and optimizer states are safetensors, the rest is JSON: loading runs no code.
-What a manifest claims and what files hold is taken for nobody's word: sizes are compared before
-anything is read, digests before anything is used.
+Nothing that a manifest or a file claims is trusted: sizes are compared before anything is read, and
+digests before anything is used.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def verify(name: Name, hub: str) -> list[str]:
     problems = []
     for file in saved.files:
         try:
-            saved.read(file)
+            saved.check(file)
         except checkpoint.CheckpointError as error:
             problems.append(str(error))
     return problems
