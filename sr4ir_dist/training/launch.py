@@ -64,7 +64,7 @@ def train(
 
     Args:
         plan: from `make_plan`.
-        resources: what to ask of the connected cluster.
+        resources: what to ask of the cluster that `parallel.connect` joined.
         log_every: steps between two lines of progress.
         cache_dir: node-local cache of shards from remote storage.
 
@@ -112,7 +112,7 @@ def evaluate(
 
     Args:
         request: from `make_request`.
-        resources: what to ask of the connected cluster.
+        resources: what to ask of the cluster that `parallel.connect` joined.
         storage_uri: where Ray may keep its own files meanwhile, by default beside the checkpoints
             of the run; nothing is left there.
         cache_dir: node-local cache of shards from remote storage.

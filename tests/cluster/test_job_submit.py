@@ -371,6 +371,22 @@ def test_another_recipe_starts_from_what_was_published(
     assert continued.read("task.safetensors") != original.read("task.safetensors")
 
 
+def test_the_doctor_finds_the_cluster_ready(
+    head: Head, s3: Callable[[], str], repository: Path, tmp_path: Path
+):
+    json_file = tmp_path / "found.json"
+    command = ("python", "jobs/doctor.py", "--storage", f"{s3()}/runs", "--address", head.address)
+    command += ("--workers", "2", "--cpus", "1", "--cpu", "--json", str(json_file))
+    result = head.run(*command, cwd=repository)
+    assert result.returncode == 0, head.told(result)
+    found = {each["name"]: each["status"] for each in storage.read_json(json_file)["findings"]}
+    for name, status in found.items():
+        assert status == "ok" or not name.startswith(("storage", "ray")), name
+    assert {"storage checksums", "ray token", "ray nodes"} <= found.keys()
+    for secret in (TOKEN, *KEYS.values()):
+        assert secret not in result.stdout + result.stderr + json_file.read_text()
+
+
 def test_a_submit_without_the_token_is_refused(head: Head, tmp_path: Path):
     # Nor may a token in the caller's home folder get it in.
     without = {"RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN_PATH": None, "HOME": str(tmp_path)}
