@@ -84,7 +84,9 @@ def client(**settings: Any) -> Iterator[Any]:
         retries={"total_max_attempts": faults.PATIENCE.requests, "mode": "standard"},
         **settings,
     )
-    made = boto3.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    # A session of its own: boto3's default one keeps the credentials that it found first.
+    session = boto3.Session()
+    made = session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
     try:
         yield made
     finally:

@@ -11,15 +11,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 from pydantic import BaseModel, ValidationError
 
-from sr4ir_dist import checkpoint, storage
+from sr4ir_dist import checkpoint, s3, storage
 from sr4ir_dist.hub.names import SCHEME, SHARES, HubError, Name
 from sr4ir_dist.hub.versions import find, resolve, uri_of
 
@@ -177,22 +176,17 @@ def _at(uri: str) -> bytes | None:
 @contextmanager
 def _signing(expires: int, say: Callable[[str], None]) -> Iterator[Callable[[str], str]]:
     """Makes URLs by which a file in S3 can be read for so many seconds."""
-    session, system = boto3.Session(), storage.filesystem("s3://any")[0]
     try:
-        credentials = session.get_credentials()
+        credentials = boto3.Session().get_credentials()
         if credentials is not None and credentials.token:
             say("note: your credentials are temporary; the URL ends with them, if not before")
-        # The region that everything else here uses: boto3 does not read AWS_REGION.
-        client = session.client(
-            "s3", region_name=system.region, config=Config(signature_version="s3v4")
-        )
+        with s3.client(signature_version="s3v4") as client:
 
-        def signed(uri: str) -> str:
-            bucket, _, key = uri.removeprefix("s3://").partition("/")
-            where = {"Bucket": bucket, "Key": key}
-            return client.generate_presigned_url("get_object", where, expires)
+            def signed(uri: str) -> str:
+                bucket, _, key = uri.removeprefix("s3://").partition("/")
+                where = {"Bucket": bucket, "Key": key}
+                return client.generate_presigned_url("get_object", where, expires)
 
-        with closing(client):
             yield signed
     except BotoCoreError as error:
         raise HubError(f"no URL could be signed: {error}") from error

@@ -263,10 +263,8 @@ def build_cpu_operator() -> None:
 def cpu_operator() -> Path | None:
     """The file of DeepSpeed's CPU operator if it is built for this environment, else None."""
     _settle_build()
-    pattern, root = (
-        "deepspeed_shm_comm/deepspeed_shm_comm.so",
-        os.environ.get("TORCH_EXTENSIONS_DIR"),
-    )
+    pattern = "deepspeed_shm_comm/deepspeed_shm_comm.so"
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
     if root is None:
         from torch.utils import cpp_extension
 

@@ -99,6 +99,15 @@ def test_a_bucket_that_is_not_there(s3: Callable[[], str]):
     assert "delete" not in found
 
 
+def test_credentials_that_are_wrong(s3: Callable[[], str], monkeypatch: pytest.MonkeyPatch):
+    uri = s3()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    monkeypatch.setenv("AWS_REGION", "us-east-2")  # a client of its own for these credentials
+    found = statuses(list(store.findings(f"{uri}/runs")))
+    assert found["endpoint"] == found["credentials"] == "ok"
+    assert (found["write"], found["checksums"]) == ("fail", "skipped")
+
+
 def test_a_port_where_nobody_listens(s3: Callable[[], str], monkeypatch: pytest.MonkeyPatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
