@@ -30,6 +30,9 @@ from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.data.schema import DatasetError
 from sr4ir_dist.data.shards import load_manifest
 from sr4ir_dist.data.splits import open_split
+from sr4ir_dist.hub import versions
+from sr4ir_dist.hub.cards import load_card
+from sr4ir_dist.hub.names import HubError, Name
 from sr4ir_dist.networks.edsr import EDSR
 from sr4ir_dist.networks.pretrained import WeightsError, load_weights
 from sr4ir_dist.training import state
@@ -64,6 +67,7 @@ def _publish(folder: Path, name: str = checkpoint.MANIFEST) -> Path:
     files = {
         "experiment.json": experiment.model_dump_json(indent=2).encode(),
         "progress.json": json.dumps(PROGRESS, indent=2).encode(),
+        "run.json": json.dumps({"run": "one", "data": "s3://bucket/drawn"}).encode(),
         "sr.safetensors": safetensors.torch.save(NETWORK.state_dict()),
     }
     return Path(checkpoint.publish(str(folder), 13, files)) / name
@@ -120,6 +124,14 @@ def _pickled() -> bytes:
     return content.getvalue()
 
 
+def _share(folder: Path, file: str) -> Path:
+    """A file of a hub with one version, which a tag names."""
+    source = str(_publish(folder / "run").parent)
+    versions.publish(source, "team/x", hub=str(folder), note="a note", tag="best")
+    (path,) = (folder / "team" / "x").glob(file)
+    return path
+
+
 def _load_weights(path: Path) -> Any:
     network = EDSR(2, blocks=1, features=2)
     load_weights(network, str(path))
@@ -168,6 +180,17 @@ KINDS = {
         _read_shard,
         (DatasetError,),
         _reseal_shard,
+    ),
+    "hub's card": Kind(
+        lambda folder: _share(folder, "versions/*/card.json"),
+        lambda path: load_card(_load(path)),
+        (CheckpointError,),
+        _reseal_checkpoint,
+    ),
+    "hub's tag": Kind(
+        lambda folder: _share(folder, "tags/best.json"),
+        lambda path: versions.find(Name("team/x", path.stem), str(path.parents[3])),
+        (HubError,),
     ),
     "weights.safetensors": Kind(
         lambda folder: _save_weights(

@@ -16,6 +16,7 @@ from sr4ir_dist.data.splits import dataset_uris
 from sr4ir_dist.hub.names import HubError
 
 CARD, README = "card.json", "readme.md"
+_MOST_BYTES = 1 << 20  # of a card, which has a few hundred
 
 
 def _line(text: str) -> str:
@@ -64,13 +65,22 @@ def make_card(saved: Checkpoint, note: str) -> Card:
     """The card of a checkpoint that is about to be published.
 
     Raises:
-        HubError: the note is not one line.
+        HubError: the note is not one line, or the checkpoint says not where it comes from.
         CheckpointError: the checkpoint is damaged.
     """
-    experiment = from_json(saved.read("experiment.json"))
+    try:
+        return Card.model_validate(_tree(saved, note))
+    except ValidationError as error:
+        raise HubError(_explained(f"the card of {saved.uri}", error)) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise HubError(f"checkpoint {saved.uri} is malformed: {error!r:.200}") from error
+
+
+def _tree(saved: Checkpoint, note: str) -> dict[str, Any]:
+    experiment = from_json(saved.read("experiment.json", _MOST_BYTES))
     progress, run = saved.json("progress.json"), saved.json("run.json")
     degraded = recipes.get(experiment.recipe).judged_on != "hr"
-    tree = {
+    return {
         "published": now(),
         "by": user(),
         "note": note,
@@ -85,10 +95,6 @@ def make_card(saved: Checkpoint, note: str) -> Card:
         "metrics": _metrics(progress),
         "bytes": sum(size for size, _ in saved.files.values()),
     }
-    try:
-        return Card.model_validate(tree)
-    except ValidationError as error:
-        raise HubError(_explained(f"the card of {saved.uri}", error)) from error
 
 
 def load_card(saved: Checkpoint) -> Card:
@@ -96,10 +102,10 @@ def load_card(saved: Checkpoint) -> Card:
 
     Raises:
         HubError: it is malformed.
-        CheckpointError: it is not what was published.
+        CheckpointError: it is not what was published, or longer than 1 MiB.
     """
     try:
-        return Card.model_validate_json(saved.read(CARD))
+        return Card.model_validate_json(saved.read(CARD, _MOST_BYTES))
     except ValidationError as error:
         raise HubError(_explained(f"{CARD} of {saved.uri}", error)) from error
 

@@ -37,6 +37,9 @@ class _Target(BaseModel):
     by: Line
 
 
+_MOST_TAG_BYTES = 1 << 20  # a promotion adds a hundred
+
+
 class _Tag(BaseModel):
     model_config = ConfigDict(frozen=True)
     targets: Annotated[tuple[_Target, ...], Field(min_length=1)]
@@ -254,6 +257,6 @@ def _tag_uri(path: str, tag: str, hub: str) -> str:
 def _tag(path: str, tag: str, hub: str) -> _Tag:
     uri = _tag_uri(path, tag, hub)
     try:
-        return _Tag.model_validate_json(storage.read_bytes(uri))
-    except ValidationError as error:
+        return _Tag.model_validate_json(storage.read_bytes(uri, _MOST_TAG_BYTES))
+    except (ValidationError, storage.ContentError) as error:
         raise HubError(f"{uri} is malformed: promote a version to {tag} anew") from error
