@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,11 +154,17 @@ def publish(run_uri: str, step: int, files: Mapping[str, bytes]) -> str:
     if storage.exists(manifest):
         # A run that fell back behind this step writes it anew.
         storage.delete(manifest)
-    write(uri, files.items())
     for later in newest_first(run_uri):
         # Names sort as steps do. What a run left when it fell back must not pass for its newest.
         if later > uri:
             delete(later)
+    try:
+        write(uri, files.items())
+    except storage.StorageError:
+        # Where space is short, the next one needs it.
+        with suppress(storage.StorageError):
+            delete(uri)
+        raise
     return uri
 
 
@@ -229,9 +236,21 @@ def verify(uri: str) -> Checkpoint:
 
 def newest_first(run_uri: str) -> list[str]:
     """URIs of a run's published checkpoints, the newest first."""
+    return [uri for uri in reversed(_folders(run_uri)) if _is_whole(uri)]
+
+
+def unfinished(run_uri: str) -> list[str]:
+    """URIs of what saves or deletions that were interrupted left of a run's checkpoints."""
+    return [uri for uri in _folders(run_uri) if not _is_whole(uri)]
+
+
+def _folders(run_uri: str) -> list[str]:
     folder = storage.join(run_uri, FOLDER)
-    uris = [storage.join(folder, n) for n in storage.list_names(folder) if STEP.fullmatch(n)]
-    return [uri for uri in reversed(uris) if storage.exists(storage.join(uri, MANIFEST))]
+    return [storage.join(folder, n) for n in storage.list_names(folder) if STEP.fullmatch(n)]
+
+
+def _is_whole(uri: str) -> bool:
+    return storage.exists(storage.join(uri, MANIFEST))
 
 
 def resolve(uri: str) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from sr4ir_dist import checkpoint, storage
 
@@ -47,6 +48,16 @@ def hold(uri: str, *, by: str, days: float, until: str | None = None) -> None:
     checkpoint.load(uri)
 
 
+@contextmanager
+def held(uri: str, *, by: str, days: float) -> Iterator[None]:
+    """Keeps a checkpoint from being pruned meanwhile; see `hold`."""
+    hold(uri, by=by, days=days)
+    try:
+        yield
+    finally:
+        release(uri, by=by)
+
+
 def release(uri: str, *, by: str) -> None:
     """Take back what `hold` wrote, if it did."""
     place = _place(uri, by)
@@ -66,6 +77,8 @@ def prune(
 ) -> None:
     """Delete the checkpoints of a run that nobody needs; each disappears whole.
 
+    What interrupted saves and deletions left behind the newest one goes too.
+
     Args:
         run_uri: the run.
         newest: how many stay because they are the newest.
@@ -76,6 +89,9 @@ def prune(
         StorageError: the storage does not answer.
     """
     uris = checkpoint.newest_first(run_uri)
+    for uri in checkpoint.unfinished(run_uri):
+        if uris and uri < uris[0]:
+            storage.delete(uri)
     if len(uris) <= newest:
         return
     scores = {uri: found for uri in uris if (found := _score(uri, score)) is not None}
@@ -115,8 +131,9 @@ def _ended(place: str) -> bool:
         return value["until"] is not None and storage.exists(value["until"])
     except storage.MissingError:
         return True  # taken back meanwhile
-    except (storage.ContentError, KeyError, TypeError):
-        return False  # damaged: better one checkpoint too many
+    except (storage.StorageError, KeyError, TypeError):
+        # Damaged, or what ends it is where only others may look: better one checkpoint too many.
+        return False
 
 
 def _place(uri: str, by: str) -> str | None:

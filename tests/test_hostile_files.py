@@ -9,6 +9,7 @@ import pickle
 import re
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pytest
 import torch
 from mutations import KINDS, NETWORK, PROGRESS, spoil
+from PIL import Image
 from pyarrow import ipc
 
 from sr4ir_dist import checkpoint, experiments, untrusted
@@ -25,6 +27,7 @@ from sr4ir_dist.data.cache import ShardCache
 from sr4ir_dist.data.schema import COLUMN_TYPES, DatasetError
 from sr4ir_dist.data.shards import load_manifest
 from sr4ir_dist.data.splits import Split
+from sr4ir_dist.data.transforms import decode
 from sr4ir_dist.networks.pretrained import WeightsError, load_weights, read_tensors
 from sr4ir_dist.training import state
 from sr4ir_dist.untrusted import parse_json
@@ -321,6 +324,10 @@ def batches(dataset):
         return [reader.get_batch(i) for i in range(reader.num_record_batches)]
 
 
+def in_old_framing(batches):
+    return written(batches, compression="zstd", use_legacy_format=True)
+
+
 def replaced(batches, name, array):
     place = batches[0].schema.get_field_index(name)
     return [batch.set_column(place, name, array(batch.column(place))) for batch in batches]
@@ -345,6 +352,7 @@ def bad_text(column):
 SHARDS = {
     "compressed": (lambda batches: written(batches, compression="zstd"), "it is compressed"),
     "lz4": (lambda batches: written(batches[::-1], compression="lz4"), "it is compressed"),
+    "old framing": (in_old_framing, "framing of Arrow before"),
     "far offsets": (lambda b: far_offsets(written(b)), "not a readable shard"),
     "bad text": (lambda b: written(replaced(b, "id", bad_text)), "not a readable shard"),
     "missing": (
@@ -386,6 +394,27 @@ def test_shards(dataset, batches, kind):
     assert open_shard(dataset, written(batches)) == open_shard(dataset)
     with pytest.raises(DatasetError, match=message):
         open_shard(dataset, spoilt(batches))
+
+
+def claims(width, height, kind):
+    """A small image file that claims to be a large one."""
+    sink = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(sink, kind)
+    data = bytearray(sink.getvalue())
+    if kind == "PNG":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        at = data.index(b"\xff\xc0")
+        data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_images_that_claim_billions_of_pixels(kind):
+    assert decode(claims(8, 8, kind)).shape == (3, 8, 8)
+    with pytest.raises(ValueError, match="30000 x 20000 pixels, more than the 134,217,728"):
+        decode(claims(30_000, 20_000, kind))
 
 
 def test_column_types_are_those_of_the_files(batches):

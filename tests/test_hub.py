@@ -278,8 +278,8 @@ def dying(monkeypatch, at):
 @pytest.mark.parametrize(
     ("doing", "operations", "expected"),
     [
-        # Five files, card and readme; the manifest; the tag.
-        ("publish", 9, {(True, 1): 15, (True, 2): 3, (False, 2): 1}),
+        # The reference; five files, card and readme; the manifest; no reference; the tag.
+        ("publish", 11, {(True, 1): 17, (True, 2): 5, (False, 2): 1}),
         # The tag; the manifest; the rest.
         ("delete", 3, {(True, 2): 3, (True, 1): 3, (False, 1): 1}),
     ],
@@ -589,6 +589,13 @@ def test_what_a_url_leads_to_is_not_trusted(s3, run, tmp_path):
         pull({"name": "", "files": files | {"task.safetensors": files["sr.safetensors"]}})
     with pytest.raises(CheckpointError, match=r"manifest\.json of checkpoint .* is malformed"):
         pull({"name": "", "files": files | {"manifest.json": files["sr.safetensors"]}}, "new")
+    manifest = checkpoint.load(versions.resolve(f"hub://{NAME}", hub))
+    lying = checkpoint._manifest({**manifest.files, "task.safetensors": (1 << 70, "0" * 64)})
+    storage.write_bytes(f"{hub}/lying", lying)
+    with sharing._signing(60, print) as signed:
+        lying_url = signed(f"{hub}/lying")
+    with pytest.raises(HubError, match=r"task\.safetensors: larger than the 4 GiB"):
+        pull({"name": "", "files": files | {"manifest.json": lying_url}}, "new")
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "pulled" / "manifest.json").exists()
     with pytest.raises(HubError, match="the same command again continues"):

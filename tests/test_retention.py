@@ -115,6 +115,24 @@ def test_a_damaged_reference_counts(tmp_path):
     assert kept(run) == {1, 2, 3, 4, 6}
 
 
+def test_a_reference_that_others_end_counts_and_holds_nothing_else(tmp_path):
+    run = str(tmp_path)
+    uris = publish(run)
+    retention.hold(uris[1], by="someone", days=1, until="gs://where/only/they/may/look")
+    prune(run)
+    assert kept(run) == {1, 6}
+
+
+def test_what_interrupted_saves_left_goes_too(tmp_path):
+    run = str(tmp_path)
+    uris = publish(run)
+    for step in (2, 6):
+        (Path(uris[step]) / "manifest.json").unlink()
+    prune(run)
+    # The newest may be a save that is under way.
+    assert {path.name[-1] for path in (tmp_path / "checkpoints").iterdir()} == {"5", "6"}
+
+
 def test_a_checkpoint_that_is_gone_cannot_be_held(tmp_path):
     uris = publish(str(tmp_path))
     prune(str(tmp_path))

@@ -77,7 +77,9 @@ def _is_compressed(file: memoryview) -> bool:
     vector = _follow(file, vector)
     for number in range(_int32(file, vector)):
         (start,) = struct.unpack_from("<q", file, vector + 4 + _BLOCK_BYTES * number)
-        # A marker of four bytes, the length, the message.
+        # A marker of four bytes, the length, the message; what old writers wrote has no marker.
+        if _int32(file, start) != -1:
+            raise struct.error("a record batch in the framing of Arrow before 0.15")
         header = _field(file, _follow(file, start + 8), _MESSAGE_HEADER)
         if header is None:
             raise struct.error("a record batch without a header")

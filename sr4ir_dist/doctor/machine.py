@@ -165,6 +165,9 @@ def memory(workers: int) -> Finding:
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
         used = int(limit.with_name("memory.current").read_text())
+        # Files that were read count as used, though they give way.
+        lines = limit.with_name("memory.stat").read_text().splitlines()
+        used -= dict((name, int(size)) for name, size in map(str.split, lines))["inactive_file"]
         free = min(free, int(text) - used)
     told = f"{free / _GIB:.1f} GiB free for {workers} worker(s) here"
     mend = "fewer workers, more nodes, or smaller batches"

@@ -19,6 +19,7 @@ from botocore.exceptions import BotoCoreError
 from pydantic import BaseModel, ValidationError
 
 from sr4ir_dist import checkpoint, s3, storage
+from sr4ir_dist.faults import PassingError, Uri, retried
 from sr4ir_dist.hub.names import SCHEME, SHARES, HubError, Name
 from sr4ir_dist.hub.versions import find, resolve, uri_of
 
@@ -28,7 +29,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
 _INDEX = re.compile(r"(?P<expires>\d{10,12})-[0-9a-f]{32}\.json")
 _TIMEOUT_S = 30
-_SMALL = 1 << 20
+_SMALL, _PART = 1 << 20, 1 << 20
+_LARGE = 4 << 30
 """Bytes of the largest index or manifest that is read."""
 
 
@@ -104,18 +106,21 @@ def pull(
     read = _reader(source, hub)
     target = storage.absolute(target)
     manifest = read(checkpoint.MANIFEST, _SMALL)
-    if _at(storage.join(target, checkpoint.MANIFEST)) not in (None, manifest):
+    if _at(storage.join(target, checkpoint.MANIFEST), _SMALL) not in (None, manifest):
         raise HubError(f"{target} has another checkpoint: choose another folder")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / checkpoint.MANIFEST).write_bytes(manifest)
         files = checkpoint.load(folder).files
+    large = [file for file, (size, _) in files.items() if size > _LARGE]
+    if large:
+        raise HubError(f"{', '.join(large)}: larger than the {_LARGE >> 30} GiB that are fetched")
     for file, (size, digest) in files.items():
 
         def is_sound(data: bytes | None, wanted: str = digest) -> bool:
             return data is not None and hashlib.sha256(data).hexdigest() == wanted
 
         place = storage.join(target, file)
-        if is_sound(_at(place)):
+        if is_sound(_at(place, size)):
             say(f"{file} is there already")
             continue
         data = read(file, size)
@@ -131,7 +136,7 @@ def _reader(source: str, hub: str | None) -> Callable[[str, int], bytes]:
     """Reads a file of a checkpoint, by its name, that should have so many bytes at most."""
     if not source.startswith(("http://", "https://")):
         uri = resolve(source, hub)
-        return lambda file, limit: storage.read_bytes(storage.join(uri, file))
+        return lambda file, limit: storage.read_bytes(storage.join(uri, file), limit)
     try:
         index = _Index.model_validate_json(_fetched(source, _SMALL))
     except ValidationError as error:
@@ -145,14 +150,23 @@ def _reader(source: str, hub: str | None) -> Callable[[str, int], bytes]:
     return read
 
 
-def _fetched(url: str, limit: int) -> bytes:
+@retried
+def _fetched(place: Uri, limit: int) -> bytes:
+    url = str(place)
     if not url.startswith(("http://", "https://")):
         raise HubError(f"{_told(url)}: expected http(s)://")
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
-            return response.read(limit)
+            # In parts: whoever is behind the URL may claim any size.
+            parts, left = [], limit
+            while left and (part := response.read(min(left, _PART))):
+                parts.append(part)
+                left -= len(part)
+            return b"".join(parts)
     except urllib.error.HTTPError as error:
         error.close()
+        if error.code == 429 or error.code >= 500:
+            raise PassingError(f"{_told(url)}: {error}") from error
         raise HubError(
             f"{_told(url)}: refused ({error.code}): the URL has expired or is not whole; ask for "
             "another one, and give it in quotes"
@@ -166,10 +180,11 @@ def _told(url: str) -> str:
     return url.partition("?")[0]
 
 
-def _at(uri: str) -> bytes | None:
+def _at(uri: str, limit: int) -> bytes | None:
+    """What is in a file; nothing where there is none, or too much."""
     try:
-        return storage.read_bytes(uri)
-    except storage.MissingError:
+        return storage.read_bytes(uri, limit)
+    except (storage.MissingError, storage.ContentError):
         return None
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sr4ir_dist import checkpoint, storage
+from sr4ir_dist import checkpoint, retention, storage
 from sr4ir_dist.hub.cards import CARD, README, Line, load_card, make_card, now, readme, user
 from sr4ir_dist.hub.names import (
     LATEST,
@@ -37,6 +37,7 @@ class _Target(BaseModel):
     by: Line
 
 
+_COPY_DAYS = 1
 _MOST_TAG_BYTES = 1 << 20  # a promotion adds a hundred
 
 
@@ -70,7 +71,8 @@ def publish(source: str, path: str, *, hub: str, note: str = "", tag: str | None
         check_tag(tag)
     saved = checkpoint.load(resolve(source, hub))
     name = Name(parse(path).path, new_version())
-    checkpoint.write(uri_of(name, hub), _files(saved, name, uri_of(name, hub), note))
+    with retention.held(saved.uri, by=uri_of(name, hub), days=_COPY_DAYS):
+        checkpoint.write(uri_of(name, hub), _files(saved, name, uri_of(name, hub), note))
     if tag is not None:
         promote(name, tag, hub=hub)
     return name

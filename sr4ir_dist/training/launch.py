@@ -132,11 +132,10 @@ def evaluate(
     # It is short, and what fails once in it fails again.
     resources = replace(resources, max_failures=0)
     trainer = _trainer(evaluate_worker, job, resources, cpus, gpu, folder=folder)
-    retention.hold(request.checkpoint, by=folder, days=_EVALUATION_DAYS)
     try:
-        return _fit(trainer, f"evaluation of {request.checkpoint}")
+        with retention.held(request.checkpoint, by=folder, days=_EVALUATION_DAYS):
+            return _fit(trainer, f"evaluation of {request.checkpoint}")
     finally:
-        retention.release(request.checkpoint, by=folder)
         storage.delete(folder)
 
 

@@ -186,8 +186,12 @@ def _earlier_refusal(job: Job) -> str | None:
     uri = storage.join(job.plan.run_uri, REFUSED)
     if not storage.exists(uri):
         return None
-    note = storage.read_json(uri)
-    return note["why"] if note["started"] == job.started else None
+    try:
+        note = storage.read_json(uri)
+    except storage.ContentError:
+        return None
+    ours = isinstance(note, dict) and note.get("started") == job.started
+    return str(note.get("why")) if ours else None
 
 
 def _storage_failed(error: BaseException | None) -> bool:

@@ -146,6 +146,16 @@ def test_a_failed_save_costs_that_checkpoint_alone(plan, saver, gate):
     assert saver.said[0].endswith("the disk is full")
 
 
+def test_a_failed_save_leaves_its_room_to_the_next(plan, saver, gate):
+    gate.failing = {2}
+    saver.save(at(1))
+    saver.save(at(2))
+    saver.save(at(3))
+    saver.finish()
+    folders = Path(plan.run_uri, checkpoint.FOLDER).iterdir()
+    assert sorted(int(folder.name[-1]) for folder in folders) == [1, 3]
+
+
 def test_saves_that_fail_again_and_again_end_the_run(plan, saver, gate):
     gate.failing = {2, 3, 5, 6, 7}
     for step in range(1, 8):
