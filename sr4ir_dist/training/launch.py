@@ -59,6 +59,7 @@ def train(
     *,
     log_every: int = 10,
     cache_dir: str | None = None,
+    callback: ray.train.UserCallback | None = None,
 ) -> dict[str, Any]:
     """Train a planned run to its end, continuing it where it has checkpoints.
 
@@ -67,6 +68,7 @@ def train(
         resources: what to ask of the cluster that `parallel.connect` joined.
         log_every: steps between two lines of progress.
         cache_dir: node-local cache of shards from remote storage.
+        callback: hears of each evaluation as soon as its checkpoint is published.
 
     Returns:
         The run's result: `run`, `run_uri`, `checkpoint`, `experiment`, `steps`, `seconds`,
@@ -85,12 +87,22 @@ def train(
             "needs at least one image of each step; use fewer workers or a larger batch_size"
         )
     _check_shares(plan, resources.workers)
-    cpus, gpu = _check_resources(resources)
-    job = Job(plan, cpus, log_every, _local(cache_dir), started=uuid.uuid4().hex)
+    cpus, gpu = check_resources(resources)
+    job = Job(
+        plan,
+        cpus,
+        log_every,
+        _local(cache_dir),
+        started=uuid.uuid4().hex,
+        awaited=callback is not None,
+    )
     # Our checkpoints say where the run stands. What Ray kept of an earlier launch can only harm: it
     # may be half-written, and another version of Ray refuses it.
     storage.delete(storage.join(plan.run_uri, _RAY_FOLDER))
-    trainer = _trainer(run_worker, job, resources, cpus, gpu, folder=plan.run_uri)
+    callbacks = [] if callback is None else [callback]
+    trainer = _trainer(
+        run_worker, job, resources, cpus, gpu, folder=plan.run_uri, callbacks=callbacks
+    )
     starts = [start.uri.rpartition("/")[0] for start in plan.starts.values() if start.uri]
     until = storage.join(plan.run_uri, RESULT)
     for uri in starts:
@@ -126,7 +138,7 @@ def evaluate(
         storage_uri = request.checkpoint.rpartition("/")[0]
     storage_uri = storage.absolute(storage_uri)
     storage.check_writable(storage_uri)
-    cpus, gpu = _check_resources(resources)
+    cpus, gpu = check_resources(resources)
     folder = storage.join(storage_uri, f"evaluation-{uuid.uuid4().hex[:8]}")
     job = EvaluationJob(request, cpus, _local(cache_dir))
     # It is short, and what fails once in it fails again.
@@ -147,6 +159,7 @@ def _trainer(
     gpu: bool,
     *,
     folder: str,
+    callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> ray.train.torch.TorchTrainer:
     filesystem, path = storage.filesystem(folder)
     return ray.train.torch.TorchTrainer(
@@ -166,6 +179,7 @@ def _trainer(
                 max_failures=resources.max_failures, controller_failure_limit=3
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=list(callbacks),
             worker_runtime_env={"env_vars": _worker_environment(gpu)},
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
@@ -201,7 +215,12 @@ def _check_shares(plan: Plan, workers: int) -> None:
         )
 
 
-def _check_resources(resources: Resources) -> tuple[int, bool]:
+def check_resources(resources: Resources) -> tuple[int, bool]:
+    """The CPUs of each worker and whether it gets a GPU, on the cluster that was joined.
+
+    Raises:
+        ExperimentError: the cluster has not what is asked for.
+    """
     if resources.workers < 1:
         raise ExperimentError(f"workers={resources.workers} must be at least 1")
     return fit_workers([node["Resources"] for node in ray.nodes() if node["Alive"]], resources)

@@ -98,6 +98,7 @@ def make_plan(
     *,
     data: str | Sequence[str],
     storage_uri: str,
+    folder: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Plan:
     """Check an experiment against its data and its storage, and name its run.
@@ -106,6 +107,7 @@ def make_plan(
         experiment: what to train.
         data: URI of the dataset; of several, to train on all of them as if they were one.
         storage_uri: where runs are kept, and weights that are fetched by name.
+        folder: where this run is kept, if not there.
         say: is told what is fetched.
 
     Raises:
@@ -128,7 +130,7 @@ def make_plan(
         for network, start in given.items():
             load_start(modules[network], start)
     lpips, notes = _lpips(experiment, storage_uri, say)
-    run_uri = storage.join(storage_uri, run)
+    run_uri = storage.join(folder or storage_uri, run)
     notes += _absent(validation, "val")
     return Plan(experiment, uris, run, run_uri, starts, smallest, lpips, notes)
 

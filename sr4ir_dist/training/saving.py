@@ -44,13 +44,20 @@ class Saver:
         plan: the run.
         say: is told what fails, and why.
         report: is told of each evaluated checkpoint, at the next save or at the end.
+        awaited: an evaluated checkpoint is waited for, and reported before the steps go on.
     """
 
     def __init__(
-        self, setup: Setup, plan: Plan, *, say: Callable[[str], None], report: Report
+        self,
+        setup: Setup,
+        plan: Plan,
+        *,
+        say: Callable[[str], None],
+        report: Report,
+        awaited: bool = False,
     ) -> None:
         self._setup, self._plan = setup, plan
-        self._say, self._report = say, report
+        self._say, self._report, self._awaited = say, report, awaited
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Progress | None = None
         self._writing: Future[str] | None = None  # on rank 0
@@ -87,6 +94,8 @@ class Saver:
             run = {"run": self._plan.run, "data": self._plan.data}
             files["run.json"] = json.dumps(run).encode()
             self._writing = self._pool.submit(self._write, progress.step, files)
+        if self._awaited and _judged(progress):
+            self._settle()
 
     def finish(self) -> None:
         """Wait until the last checkpoint is published; every rank must call it.
@@ -107,7 +116,7 @@ class Saver:
         self._failures = self._failures + 1 if uri is None else 0
         self._why = why
         # Ray's report waits seconds for its controller, so it tells of evaluated checkpoints alone.
-        if progress.history and progress.history[-1]["step"] == progress.step:
+        if _judged(progress):
             self._report(progress.history[-1], uri)
 
     def _outcome(self) -> tuple[str | None, str]:
@@ -135,6 +144,10 @@ class Saver:
         except storage.StorageError as error:
             self._say(f"older checkpoints could not be deleted: {error}")
         return uri
+
+
+def _judged(progress: Progress) -> bool:
+    return bool(progress.history) and progress.history[-1]["step"] == progress.step
 
 
 def shared(read: Callable[[], Any], rank: int) -> Any:

@@ -44,6 +44,8 @@ class Job:
         log_every: steps between two lines of progress.
         cache_dir: node-local cache of shards from remote storage; None for the default.
         started: names the launch, so that an error of an earlier one is not taken for this one's.
+        awaited: someone decides by each evaluation whether the run goes on, so it is reported at
+            once and not when the next checkpoint is saved.
     """
 
     plan: Plan
@@ -51,6 +53,7 @@ class Job:
     log_every: int
     cache_dir: str | None
     started: str
+    awaited: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def _run(job: Job, rank: int, world_size: int) -> dict[str, Any]:
         say(f"continuing after step {progress.step} from {saved.uri}")
 
     with (
-        Saver(setup, plan, say=say, report=_report) as saver,
+        Saver(setup, plan, say=say, report=_report, awaited=job.awaited) as saver,
         open_loader(setup, plan.data, "train", job.cache_dir) as training,
         open_loader(setup, plan.data, "val", job.cache_dir) as validation,
     ):
@@ -204,6 +207,7 @@ def _storage_failed(error: BaseException | None) -> bool:
 
 
 def _report(figures: dict[str, Any], uri: str | None) -> None:
+    figures = {**figures, "checkpoint": uri}
     if uri is None:
         ray.train.report(figures)
         return
