@@ -1,0 +1,166 @@
+"""A search in pictures: PNG files, and one HTML page that holds them and the trials' table."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import optuna
+from optuna.visualization import matplotlib as plots
+
+from sr4ir_dist import storage
+from sr4ir_dist.tuning.outcome import Outcome, ranked
+from sr4ir_dist.tuning.space import Space
+from sr4ir_dist.tuning.strategy import TIME, distribution
+from sr4ir_dist.tuning.watch import shown
+
+_LEAST = 3  # trials that importance and parallel coordinates need to say anything
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;margin:auto;max-width:1100px;padding:1rem;color:#222}
+img{max-width:100%;height:auto}div{overflow-x:auto}
+table{border-collapse:collapse;font-size:14px}td,th{padding:.3rem .6rem;text-align:right;
+border-bottom:1px solid #ddd;white-space:nowrap}
+td:nth-child(-n+2),th:nth-child(-n+2){text-align:left}
+tr.best{background:#eaf5ea;font-weight:600}
+"""
+
+
+def write_page(folder: str, title: str, space: Space, trials: Sequence[Outcome]) -> str:
+    """Write the plots as PNG files and a self-contained page into a search's folder.
+
+    The plots are Optuna's: the metric over the epochs, against each parameter, parallel
+    coordinates, and how much of the metric's spread each parameter explains (PED-ANOVA).
+
+    Args:
+        folder: URI of the search.
+        title: the page's heading.
+        space: what was searched.
+        trials: all of them.
+
+    Returns:
+        The page's URI.
+
+    Raises:
+        StorageError: the storage cannot be written.
+    """
+    pictures = {}
+    for name, (heading, data) in _pictures(space, trials).items():
+        storage.write_bytes(storage.join(folder, f"{name}.png"), data)
+        pictures[heading] = data
+    uri = storage.join(folder, "report.html")
+    storage.write_bytes(uri, _page(title, space, trials, pictures).encode())
+    return uri
+
+
+def study_of(space: Space, trials: Sequence[Outcome]) -> optuna.Study:
+    """The evaluated trials as a study of Optuna's."""
+    study = optuna.create_study(direction="minimize" if space.mode == "min" else "maximize")
+    for trial in trials:
+        value = trial.figure(space.metric)
+        if value is None:
+            continue
+        values = {path: trial.values[path] for path in space.parameters if path in trial.values}
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=values,
+                distributions={path: distribution(space.parameters[path]) for path in values},
+                value=value,
+                intermediate_values={
+                    record[TIME]: record[space.metric] for record in trial.history
+                },
+            )
+        )
+    return study
+
+
+def _pictures(space: Space, trials: Sequence[Outcome]) -> dict[str, tuple[str, bytes]]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = study_of(space, trials)
+    if not study.trials:
+        return {}
+    metric, paths = space.metric, list(space.parameters)
+    wanted: dict[str, tuple[str, Callable[[], Any]]] = {
+        "epochs": (
+            f"{metric} over the epochs",
+            lambda: plots.plot_intermediate_values(study),
+        ),
+        "parameters": (
+            f"{metric} against each parameter",
+            lambda: plots.plot_slice(study, params=paths, target_name=metric),
+        ),
+    }
+    if len(study.trials) >= _LEAST and len(paths) > 1:
+        wanted["coordinates"] = (
+            "Parallel coordinates",
+            lambda: plots.plot_parallel_coordinate(study, params=paths, target_name=metric),
+        )
+    if len(study.trials) >= _LEAST and _common(space, study):
+        wanted["importance"] = (
+            f"What explains {metric}",
+            lambda: plots.plot_param_importances(
+                study,
+                evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+                params=_common(space, study),
+                target_name=metric,
+            ),
+        )
+    return {name: (heading, _png(draw)) for name, (heading, draw) in wanted.items()}
+
+
+def _common(space: Space, study: optuna.Study) -> list[str]:
+    """The parameters of all trials, which alone have an importance, and which took values."""
+    return [
+        path
+        for path in space.parameters
+        if all(path in trial.params for trial in study.trials)
+        and len({trial.params[path] for trial in study.trials}) > 1
+    ]
+
+
+def _png(draw: Callable[[], Any]) -> bytes:
+    from matplotlib import pyplot
+
+    with warnings.catch_warnings(), mpl.rc_context({"backend": "agg"}):
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        axes = draw()
+        figure = (axes if hasattr(axes, "figure") else axes.flat[0]).figure
+        sink = io.BytesIO()
+        figure.savefig(sink, format="png", dpi=110, bbox_inches="tight")
+        pyplot.close(figure)
+    return sink.getvalue()
+
+
+def _page(title: str, space: Space, trials: Sequence[Outcome], pictures: dict[str, bytes]) -> str:
+    best = ranked(space, trials)
+    rows = []
+    headings = ["trial", "state", *space.parameters, "epochs", space.metric, "seconds"]
+    for trial in [*best, *(trial for trial in trials if trial not in best)]:
+        figure = trial.figure(space.metric)
+        cells = [
+            trial.trial,
+            trial.state,
+            *(shown(trial.values.get(path, "")) for path in space.parameters),
+            str(trial.epochs),
+            "" if figure is None else f"{figure:.4g}",
+            f"{trial.seconds:.0f}",
+        ]
+        mark = ' class="best"' if best and trial is best[0] else ""
+        rows.append(f"<tr{mark}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
+    images = [
+        f"<h2>{html.escape(heading)}</h2><img alt='{html.escape(heading)}' "
+        f"src='data:image/png;base64,{base64.b64encode(data).decode()}'>"
+        for heading, data in pictures.items()
+    ]
+    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(space.about)}</p>"
+        f"<div><table><tr>{head}</tr>{''.join(rows)}</table></div>{''.join(images)}</body></html>\n"
+    )
