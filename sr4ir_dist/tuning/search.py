@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import ray.tune
+from ray.tune.experiment import Trial
 
 from sr4ir_dist import storage
 from sr4ir_dist.config import Experiment, ExperimentError
@@ -25,7 +26,7 @@ from sr4ir_dist.tuning.watch import Watch
 
 _RAY_FOLDER, _RECORD = "ray", "search.json"
 # Ray Tune wants something for the trial itself. A part of a CPU would keep a worker from the whole.
-_OWN = {"memory": 1 << 20}
+_OWN = {"memory": 2.0**20}
 _FAILURES = 3
 _STARTS = (
     *("sr.weights", "sr.start", "task.weights", "task.start"),
@@ -205,6 +206,6 @@ def _record(space: Space, request: Trials) -> dict[str, Any]:
     }
 
 
-def _folder_of(trial: ray.tune.experiment.Trial) -> str:
+def _folder_of(trial: Trial) -> str:
     # Ray's own names hold the values, which may be longer than a file's name may be.
     return trial.trial_id

@@ -86,7 +86,7 @@ def make_scheduler(space: Space, epochs: int) -> TrialScheduler:
         epochs: of a trial that is not stopped.
     """
     scheduler = space.scheduler
-    judged = {"time_attr": TIME, "metric": space.metric, "mode": space.mode}
+    judged: dict[str, Any] = {"time_attr": TIME, "metric": space.metric, "mode": space.mode}
     if isinstance(scheduler, Asha):
         return ASHAScheduler(
             **judged,
