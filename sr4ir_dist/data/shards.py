@@ -153,7 +153,7 @@ def load_manifest(dataset_uri: str, split: str) -> Manifest:
         ) from None
     manifest = Manifest.from_bytes(data, uri)
     if manifest.split != split:
-        raise DatasetError(f"{uri}: holds split {manifest.split!r}, expected {split!r}")
+        raise DatasetError(f"{uri}: holds split {manifest.split!r:.200}, expected {split!r}")
     return manifest
 
 

@@ -24,7 +24,7 @@ from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.data.shards import load_manifest
 from sr4ir_dist.overrides import override
 from sr4ir_dist.training import launch
-from sr4ir_dist.training.plan import Plan, make_plan
+from sr4ir_dist.training.plan import Plan, make_plan, make_request
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -100,6 +100,22 @@ def undisturbed(cluster, experiment, drawn, tmp_path_factory) -> dict[str, Any]:
     assert [record["epoch"] for record in result["history"]] == [1, 2]
     assert all(record["images"] == 16 for record in result["history"])
     return result
+
+
+def test_an_evaluation_holds_its_checkpoint_while_it_runs(undisturbed, monkeypatch):
+    references, seen = f"{undisturbed['run_uri']}/references", []
+
+    def fit(trainer: Any, what: str) -> dict[str, Any]:
+        seen.extend(storage.list_names(references))
+        raise launch.TrainingError(what)
+
+    monkeypatch.setattr(launch, "_fit", fit)
+    request = make_request(undisturbed["run_uri"], data=None, split="val", settings=())
+    with pytest.raises(launch.TrainingError, match="evaluation of"):
+        launch.evaluate(request, WORKERS)
+    (reference,) = seen
+    assert reference.startswith(f"{Path(undisturbed['checkpoint']).name}.")
+    assert storage.list_names(references) == []
 
 
 def test_a_killed_worker_changes_nothing(undisturbed, experiment, drawn, tmp_path):
