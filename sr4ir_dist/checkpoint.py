@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +28,7 @@ FOLDER = "checkpoints"
 """Where a run keeps its checkpoints."""
 _FILE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-STEP = re.compile(r"step-\d{9}")
-"""Names of a run's checkpoints, which sort as its steps do."""
+_STEP = re.compile(r"step-\d{9}")  # names of a run's checkpoints, which sort as its steps do
 
 
 class CheckpointError(ValueError):
@@ -229,28 +228,48 @@ def verify(uri: str) -> Checkpoint:
         StorageError: the storage does not answer.
     """
     saved = load(uri)
-    for name in saved.files:
-        saved.check(name)
+    for error in faults(saved):
+        raise error
     return saved
+
+
+def faults(saved: Checkpoint) -> Iterator[CheckpointError]:
+    """What is wrong with a checkpoint's files, compared one by one, a part of one in memory.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
+    for name in saved.files:
+        try:
+            saved.check(name)
+        except CheckpointError as error:
+            yield error
 
 
 def newest_first(run_uri: str) -> list[str]:
     """URIs of a run's published checkpoints, the newest first."""
-    return [uri for uri in reversed(_folders(run_uri)) if _is_whole(uri)]
+    return published_and_not(run_uri)[0]
 
 
-def unfinished(run_uri: str) -> list[str]:
-    """URIs of what saves or deletions that were interrupted left of a run's checkpoints."""
-    return [uri for uri in _folders(run_uri) if not _is_whole(uri)]
+def published_and_not(run_uri: str) -> tuple[list[str], list[str]]:
+    """URIs of a run's checkpoints, and of what interrupted saves and deletions left of others.
 
-
-def _folders(run_uri: str) -> list[str]:
+    Both have the newest first.
+    """
     folder = storage.join(run_uri, FOLDER)
-    return [storage.join(folder, n) for n in storage.list_names(folder) if STEP.fullmatch(n)]
+    whole: list[str] = []
+    broken: list[str] = []
+    for name in reversed(storage.list_names(folder)):
+        if _STEP.fullmatch(name):
+            uri = storage.join(folder, name)
+            (whole if storage.exists(storage.join(uri, MANIFEST)) else broken).append(uri)
+    return whole, broken
 
 
-def _is_whole(uri: str) -> bool:
-    return storage.exists(storage.join(uri, MANIFEST))
+def run_of(uri: str) -> str | None:
+    """The run whose checkpoint a URI names; None where it names none."""
+    run, _, name = uri.rstrip("/").rpartition(f"/{FOLDER}/")
+    return run if run and _STEP.fullmatch(name) else None
 
 
 def resolve(uri: str) -> str:

@@ -88,8 +88,8 @@ def prune(
     Raises:
         StorageError: the storage does not answer.
     """
-    uris = checkpoint.newest_first(run_uri)
-    for uri in checkpoint.unfinished(run_uri):
+    uris, broken = checkpoint.published_and_not(run_uri)
+    for uri in broken:
         if uris and uri < uris[0]:
             storage.delete(uri)
     if len(uris) <= newest:
@@ -138,8 +138,8 @@ def _ended(place: str) -> bool:
 
 def _place(uri: str, by: str) -> str | None:
     """Where a reference to a checkpoint lies; None for what is no run's checkpoint."""
-    run, _, rest = uri.rstrip("/").rpartition(f"/{checkpoint.FOLDER}/")
-    if not run or not checkpoint.STEP.fullmatch(rest):
+    run = checkpoint.run_of(uri)
+    if run is None:
         return None
-    digest = hashlib.sha256(by.encode()).hexdigest()[:16]
-    return storage.join(run, _FOLDER, f"{rest}.{digest}.json")
+    name, digest = uri.rstrip("/").rpartition("/")[2], hashlib.sha256(by.encode()).hexdigest()[:16]
+    return storage.join(run, _FOLDER, f"{name}.{digest}.json")

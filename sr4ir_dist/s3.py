@@ -93,6 +93,18 @@ def client(**settings: Any) -> Iterator[Any]:
         made.close()
 
 
+def signed_url(made: Any, uri: str, seconds: int) -> str:
+    """A URL by which anyone can read a file for so long.
+
+    Args:
+        made: of `client(signature_version="s3v4")`.
+        uri: the file, as `s3://bucket/key`.
+        seconds: how long.
+    """
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return made.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, seconds)
+
+
 def _timeout() -> float:
     text = os.environ.get(TIMEOUT_VARIABLE, str(_TIMEOUT_S))
     try:

@@ -28,6 +28,7 @@ from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.data.transforms import Flip, ResizeCrop, Transform, decode
 
 Where = Literal["disk", "s3"]
+_URL_S = 3600
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,9 @@ def webdataset(work: Work) -> Epochs:
     if storage.is_local(uri):
         urls = [storage.join(uri, name) for name in names]
     else:
-        urls = [f"pipe:curl --silent --fail '{_signed(storage.join(uri, name))}'" for name in names]
+        with s3.client(signature_version="s3v4") as client:
+            signed = [s3.signed_url(client, storage.join(uri, name), _URL_S) for name in names]
+        urls = [f"pipe:curl --silent --fail '{url}'" for url in signed]
     dataset = (
         wds.WebDataset(urls, shardshuffle=len(urls), empty_check=False)
         .shuffle(1000)
@@ -230,12 +233,6 @@ def _pillow(data: bytes) -> Any:
     from PIL import Image
 
     return Image.open(io.BytesIO(data)).convert("RGB")
-
-
-def _signed(uri: str) -> str:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    with s3.client(signature_version="s3v4") as client:
-        return client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key})
 
 
 @dataclass(frozen=True)

@@ -196,12 +196,6 @@ def _signing(expires: int, say: Callable[[str], None]) -> Iterator[Callable[[str
         if credentials is not None and credentials.token:
             say("note: your credentials are temporary; the URL ends with them, if not before")
         with s3.client(signature_version="s3v4") as client:
-
-            def signed(uri: str) -> str:
-                bucket, _, key = uri.removeprefix("s3://").partition("/")
-                where = {"Bucket": bucket, "Key": key}
-                return client.generate_presigned_url("get_object", where, expires)
-
-            yield signed
+            yield lambda uri: s3.signed_url(client, uri, expires)
     except BotoCoreError as error:
         raise HubError(f"no URL could be signed: {error}") from error

@@ -187,13 +187,7 @@ def verify(name: Name, hub: str) -> list[str]:
         load_card(saved)
     except checkpoint.CheckpointError as error:
         return [str(error)]
-    problems = []
-    for file in saved.files:
-        try:
-            saved.check(file)
-        except checkpoint.CheckpointError as error:
-            problems.append(str(error))
-    return problems
+    return [str(error) for error in checkpoint.faults(saved)]
 
 
 def delete(name: Name, *, hub: str, force: bool = False) -> None:
