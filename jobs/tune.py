@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,7 +85,7 @@ def main(
     from sr4ir_dist.training import launch
     from sr4ir_dist.training.plan import make_plan
     from sr4ir_dist.tuning import search as searches
-    from sr4ir_dist.tuning.outcome import ranked, write_outcomes
+    from sr4ir_dist.tuning.outcome import records, write_outcomes
     from sr4ir_dist.tuning.page import write_page
     from sr4ir_dist.tuning.space import check, load_space
     from sr4ir_dist.tuning.strategy import check_draws
@@ -105,32 +106,25 @@ def main(
         request = Trials(plan.experiment, plan.data, root, "", resources, log_every, cache_dir)
         stem = PurePosixPath(space_file).stem
         named = search_name or searches.name_of(space, stem, request)
-        request = request.kept_in(storage.join(root, named))
+        request = replace(request, folder=storage.join(root, named))
         say(f"search {named} in {request.folder}")
         budget = searches.Budget(concurrent, hours)
         found = searches.search(space, request, budget, resume=resume, say=say)
         best = write_outcomes(request.folder, space, plan.experiment, found)
         page = write_page(request.folder, f"{named}: {experiment.name}", space, found)
-        console.print(_table(space, ranked(space, found), found))
+        console.print(_table(space, found))
         console.print(f"plots  {page}\nbest   {best}", highlight=False, soft_wrap=True)
-        write_result(json_file, storage.read_json(storage.join(request.folder, "trials.json")))
+        write_result(json_file, records(found))
 
 
-def _table(space: Space, best: list[Outcome], trials: list[Outcome]) -> Table:
-    from sr4ir_dist.tuning.watch import shown
+def _table(space: Space, trials: list[Outcome]) -> Table:
+    from sr4ir_dist.tuning.outcome import cells, headings, ranked
 
     table = Table(title=f"{len(trials)} trials, the best first")
-    for heading in ("trial", "state", *space.parameters, "epochs", space.metric):
-        table.add_column(heading, justify="left" if heading in ("trial", "state") else "right")
-    for trial in [*best, *(trial for trial in trials if trial not in best)]:
-        figure = trial.figure(space.metric)
-        table.add_row(
-            trial.trial,
-            trial.state if trial.error is None else f"{trial.state}: {trial.error}",
-            *(shown(trial.values.get(path, "")) for path in space.parameters),
-            str(trial.epochs),
-            "" if figure is None else f"{figure:.4g}",
-        )
+    for number, heading in enumerate(headings(space)):
+        table.add_column(heading, justify="left" if number < 2 else "right")
+    for trial in ranked(space, trials):
+        table.add_row(*cells(space, trial))
     return table
 
 

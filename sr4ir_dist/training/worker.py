@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from sr4ir_dist.training.saving import Saver, SavingError, shared
 from sr4ir_dist.training.state import Progress
 from sr4ir_dist.training.views import Setup
 
+CHECKPOINT = "checkpoint"
+"""The key of a report that names the evaluated checkpoint."""
+_POINTER = "pointer.json"
 REFUSED = "refused.json"
 """Written by a worker that met an error which no retry can mend."""
 
@@ -207,14 +211,25 @@ def _storage_failed(error: BaseException | None) -> bool:
 
 
 def _report(figures: dict[str, Any], uri: str | None) -> None:
-    figures = {**figures, "checkpoint": uri}
+    figures = {**figures, CHECKPOINT: uri}
     if uri is None:
         ray.train.report(figures)
         return
-    # Ray gets a pointer, so that there is one truth: the manifest that was published.
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "pointer.json").write_text(json.dumps({"checkpoint": uri}))
+    with pointer_to(uri) as folder:
         ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+@contextmanager
+def pointer_to(uri: str) -> Iterator[str]:
+    """A folder for Ray that only names a checkpoint, whose manifest is the one truth."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, _POINTER).write_text(json.dumps({CHECKPOINT: uri}))
+        yield folder
+
+
+def pointed_to(folder: str) -> str:
+    """The checkpoint that a folder of `pointer_to` names."""
+    return json.loads(Path(folder, _POINTER).read_text())[CHECKPOINT]
 
 
 def _finish(setup: Setup, plan: Plan, progress: Progress) -> dict[str, Any]:

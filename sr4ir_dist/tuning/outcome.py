@@ -12,9 +12,11 @@ import ray.tune
 
 from sr4ir_dist import checkpoint, storage
 from sr4ir_dist.config import Experiment
+from sr4ir_dist.training.worker import CHECKPOINT
 from sr4ir_dist.tuning.space import Space, SpaceError, apply, reported
 from sr4ir_dist.tuning.strategy import TIME
-from sr4ir_dist.tuning.trial import CHECKPOINT, Trials
+from sr4ir_dist.tuning.trial import Trials
+from sr4ir_dist.tuning.watch import shown
 
 State = Literal["finished", "stopped", "failed"]
 
@@ -49,9 +51,7 @@ class Outcome:
     @property
     def run_uri(self) -> str | None:
         """Its run."""
-        if self.checkpoint is None:
-            return None
-        return self.checkpoint.rpartition(f"/{checkpoint.FOLDER}/")[0]
+        return None if self.checkpoint is None else checkpoint.run_of(self.checkpoint)
 
     def figure(self, metric: str) -> float | None:
         """What it reached at its last evaluation."""
@@ -86,16 +86,32 @@ def outcomes(results: ray.tune.ResultGrid, request: Trials) -> list[Outcome]:
 
 
 def ranked(space: Space, trials: Sequence[Outcome]) -> list[Outcome]:
-    """The trials that were evaluated, the best first: those trained to their end before others."""
-    judged = [trial for trial in trials if trial.figure(space.metric) is not None]
+    """The trials, the best first: those trained to their end, others, those never evaluated."""
     sign = 1.0 if space.mode == "min" else -1.0
 
-    def key(trial: Outcome) -> tuple[bool, float]:
+    def key(trial: Outcome) -> tuple[bool, bool, float]:
         figure = trial.figure(space.metric)
-        assert figure is not None
-        return trial.state != "finished", sign * figure
+        return figure is None, trial.state != "finished", sign * (figure or 0.0)
 
-    return sorted(judged, key=key)
+    return sorted(trials, key=key)
+
+
+def headings(space: Space) -> list[str]:
+    """What a table of trials tells; words in the first two columns, then numbers."""
+    return ["trial", "state", *space.parameters, "epochs", space.metric, "seconds"]
+
+
+def cells(space: Space, trial: Outcome) -> list[str]:
+    """A trial's row of such a table."""
+    figure = trial.figure(space.metric)
+    return [
+        trial.trial,
+        trial.state if trial.error is None else f"{trial.state}: {trial.error}",
+        *(shown(trial.values.get(path, "")) for path in space.parameters),
+        str(trial.epochs),
+        "" if figure is None else f"{figure:.4g}",
+        f"{trial.seconds:.0f}",
+    ]
 
 
 def best_experiment(space: Space, experiment: Experiment, trials: Sequence[Outcome]) -> Experiment:
@@ -105,7 +121,7 @@ def best_experiment(space: Space, experiment: Experiment, trials: Sequence[Outco
         SpaceError: no trial was evaluated.
     """
     best = ranked(space, trials)
-    if not best:
+    if not best or best[0].figure(space.metric) is None:
         reasons = {trial.error for trial in trials if trial.error}
         raise SpaceError(
             f"no trial was evaluated{': ' if reasons else ''}{'; '.join(sorted(reasons))}"
@@ -116,7 +132,7 @@ def best_experiment(space: Space, experiment: Experiment, trials: Sequence[Outco
 def write_outcomes(
     folder: str, space: Space, experiment: Experiment, trials: Sequence[Outcome]
 ) -> str:
-    """Write `trials.json`, `trials.csv` and `best.json` into a search's folder.
+    """Write `trials.json` (of `records`), `trials.csv` and `best.json` into a search's folder.
 
     Returns:
         The URI of `best.json`, which `jobs/train.py --experiment` takes.
@@ -125,13 +141,17 @@ def write_outcomes(
         SpaceError: no trial was evaluated.
         StorageError: the storage cannot be written.
     """
-    content = [asdict(t) | {"epochs": t.epochs, "run_uri": t.run_uri} for t in trials]
-    storage.write_json(storage.join(folder, "trials.json"), content)
+    storage.write_json(storage.join(folder, "trials.json"), records(trials))
     storage.write_bytes(storage.join(folder, "trials.csv"), _csv(space, experiment, trials))
     best = storage.join(folder, "best.json")
     found = best_experiment(space, experiment, trials)
     storage.write_bytes(best, found.model_dump_json(indent=2).encode())
     return best
+
+
+def records(trials: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """The trials as JSON values."""
+    return [asdict(t) | {"epochs": t.epochs, "run_uri": t.run_uri} for t in trials]
 
 
 def _csv(space: Space, experiment: Experiment, trials: Sequence[Outcome]) -> bytes:

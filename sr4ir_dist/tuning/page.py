@@ -14,10 +14,9 @@ import optuna
 from optuna.visualization import matplotlib as plots
 
 from sr4ir_dist import storage
-from sr4ir_dist.tuning.outcome import Outcome, ranked
+from sr4ir_dist.tuning.outcome import Outcome, cells, headings, ranked
 from sr4ir_dist.tuning.space import Space
 from sr4ir_dist.tuning.strategy import TIME, distribution
-from sr4ir_dist.tuning.watch import shown
 
 _LEAST = 3  # trials that importance and parallel coordinates need to say anything
 _STYLE = """
@@ -136,27 +135,17 @@ def _png(draw: Callable[[], Any]) -> bytes:
 
 
 def _page(title: str, space: Space, trials: Sequence[Outcome], pictures: dict[str, bytes]) -> str:
-    best = ranked(space, trials)
     rows = []
-    headings = ["trial", "state", *space.parameters, "epochs", space.metric, "seconds"]
-    for trial in [*best, *(trial for trial in trials if trial not in best)]:
-        figure = trial.figure(space.metric)
-        cells = [
-            trial.trial,
-            trial.state,
-            *(shown(trial.values.get(path, "")) for path in space.parameters),
-            str(trial.epochs),
-            "" if figure is None else f"{figure:.4g}",
-            f"{trial.seconds:.0f}",
-        ]
-        mark = ' class="best"' if best and trial is best[0] else ""
-        rows.append(f"<tr{mark}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
+    for place, trial in enumerate(ranked(space, trials)):
+        mark = ' class="best"' if place == 0 and trial.figure(space.metric) is not None else ""
+        row = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(space, trial))
+        rows.append(f"<tr{mark}>{row}</tr>")
     images = [
         f"<h2>{html.escape(heading)}</h2><img alt='{html.escape(heading)}' "
         f"src='data:image/png;base64,{base64.b64encode(data).decode()}'>"
         for heading, data in pictures.items()
     ]
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
+    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings(space))
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width,initial-scale=1'>"

@@ -39,7 +39,6 @@ _MOST_BYTES = 1 << 20
 
 Count = Annotated[int, Field(ge=1)]
 Scalar = str | int | float | bool | None
-Pair = Annotated[tuple[float, float], Field(min_length=2)]
 
 
 class SpaceError(ValueError):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import ray.train
@@ -23,11 +20,8 @@ from sr4ir_dist.config import Experiment
 from sr4ir_dist.training import launch
 from sr4ir_dist.training.plan import Plan, make_plan
 from sr4ir_dist.training.state import load_progress
+from sr4ir_dist.training.worker import CHECKPOINT, pointed_to, pointer_to
 from sr4ir_dist.tuning.space import apply
-
-CHECKPOINT = "checkpoint"
-"""The key of a report that names the evaluated checkpoint."""
-_POINTER = "pointer.json"
 
 
 @dataclass(frozen=True)
@@ -51,10 +45,6 @@ class Trials:
     resources: launch.Resources
     log_every: int
     cache_dir: str | None
-
-    def kept_in(self, folder: str) -> Trials:
-        """The same, kept elsewhere."""
-        return replace(self, folder=folder)
 
 
 def run_trial(values: dict[str, Any], trials: Trials) -> None:
@@ -138,8 +128,7 @@ def _tell(figures: dict[str, Any]) -> None:
     if figures.get(CHECKPOINT) is None:
         ray.tune.report(figures)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, _POINTER).write_text(json.dumps(figures[CHECKPOINT]))
+    with pointer_to(figures[CHECKPOINT]) as folder:
         ray.tune.report(figures, checkpoint=ray.tune.Checkpoint.from_directory(folder))
 
 
@@ -149,7 +138,7 @@ def _pointed() -> str | None:
     if given is None:
         return None
     with given.as_directory() as folder:
-        return json.loads(Path(folder, _POINTER).read_text())
+        return pointed_to(folder)
 
 
 def _place(home: str, start: str | None) -> str:
@@ -167,7 +156,7 @@ def _fork(uri: str, plan: Plan) -> None:
         saved = checkpoint.load(uri)
     except checkpoint.CheckpointError:
         # Pruned meanwhile: the other one has come further.
-        saved = checkpoint.load(checkpoint.resolve(uri.rpartition(f"/{checkpoint.FOLDER}/")[0]))
+        saved = checkpoint.load(checkpoint.resolve(checkpoint.run_of(uri) or uri))
     files = {name: saved.read(name) for name in saved.files}
     files["experiment.json"] = plan.experiment.model_dump_json(indent=2).encode()
     checkpoint.publish(plan.run_uri, load_progress(saved).step, files)

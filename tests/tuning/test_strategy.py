@@ -126,7 +126,7 @@ def test_distributions_are_those_of_the_space():
     assert kinds == [categorical, integer, real, real, real]
 
 
-def test_the_laptops_space_is_the_one_that_ci_searches():
+def test_the_laptops_space_draws_a_dozen_and_stops_some():
     found = load_space(str(Path(__file__).parents[2] / "tune_spaces" / "laptop.yaml"))
     assert found.trials >= 12
     assert found.scheduler.name == "asha"
