@@ -7,11 +7,11 @@ the tasks started for later steps run: fetches for about one shuffle window ahea
 """
 
 import contextlib
+import itertools
 import math
-import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,18 +22,18 @@ from torch import Tensor
 from sr4ir_dist import keyed
 from sr4ir_dist.data.cache import OpenShard, ShardCache
 from sr4ir_dist.data.order import Int64s, Order
+from sr4ir_dist.data.pools import Pools
 from sr4ir_dist.data.schema import DatasetError
 from sr4ir_dist.data.shards import ShardReader
 from sr4ir_dist.data.targets import Target, read_target
 from sr4ir_dist.data.transforms import Transform, decode
 
-# Fetching waits for the network or the disk, so two at a time are enough and keep a node's ranks
-# from fetching what they will not need for long.
-_FETCHES = 2
 # Limits on what one stream holds at once: open shards, and bytes of decoded steps.
 _OPEN_SHARDS = 256
 _DECODED_BYTES = 1 << 30
-_START_SECONDS = 60
+# While the next step waits for a shard, so many bytes of later ones are decoded out of the others.
+_MEANWHILE_BYTES = 512 << 20
+_LOOK_SECONDS = 0.05
 # So many samples a thread is given at most in one go.
 _AT_ONCE = 8
 
@@ -75,39 +75,6 @@ _Wanted = tuple[Future[OpenShard], int, int, Tensor]
 
 class _BadRowError(DatasetError):
     """A row of a sound shard that cannot be decoded or transformed."""
-
-
-class Pools:
-    """The threads of a loader: for fetching shards and for decoding.
-
-    Args:
-        threads: how many decode; each uses one torch thread.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self.fetch = ThreadPoolExecutor(_FETCHES, "sr4ir-fetch")
-        # torch.set_num_threads acts on the calling thread and on threads that start later, so
-        # after the decoders have set theirs, the caller sets its own number again.
-        before = torch.get_num_threads()
-        started = threading.Barrier(threads + 1)
-
-        def single() -> None:
-            # Reading the number first: a thread's first use of torch would overwrite ours.
-            torch.get_num_threads()
-            torch.set_num_threads(1)
-            started.wait(_START_SECONDS)
-
-        self.decode = ThreadPoolExecutor(threads, "sr4ir-decode", initializer=single)
-        for _ in range(threads):
-            self.decode.submit(int)
-        started.wait(_START_SECONDS)
-        torch.set_num_threads(before)
-
-    def close(self) -> None:
-        """Cancels what waits, and returns when what runs has ended."""
-        for pool in (self.fetch, self.decode):
-            pool.shutdown(cancel_futures=True)
 
 
 @dataclass
@@ -187,7 +154,7 @@ class Stream:
         self._decoding: deque[tuple[_Step, list[Future[list[_Read]]]]] = deque()
         self._held: dict[int, _Held] = {}
         self._held_bytes = 0
-        self._step_bytes = 0
+        self._sample_bytes = 0  # of the largest so far
 
     def __iter__(self) -> Iterator[tuple[Int64s, list[Sample]]]:
         """The stream itself."""
@@ -205,13 +172,15 @@ class Stream:
             raise StopIteration
         try:
             self._start_ahead()
-            reads = [read for future in self._decoding[0][1] for read in future.result()]
+            step, futures = self._decoding[0]
+            while wait(futures, _LOOK_SECONDS if self._lacks_shards(step) else None).not_done:
+                self._start_ahead()
+            reads = [read for future in futures for read in future.result()]
             self._decoding.popleft()
             self._next_step += 1
             samples = [read.sample for read in reads if read.sample]
             rows = np.fromiter((sample.row for sample in samples), np.int64, len(samples))
             self.bad_rows |= dict(read.bad for read in reads if read.bad)
-            self._step_bytes = max(self._step_bytes, sum(s.bytes for s in samples))
             self._release()
             # Once more, so that the threads have work while the caller trains on this step.
             self._start_ahead()
@@ -247,10 +216,18 @@ class Stream:
             self._start_decoding(self._scanned.popleft())
 
     def _may_decode_another(self) -> bool:
-        # Steps' sizes are known once one is there; until then one at a time is safe.
-        if not self._step_bytes or len(self._decoding) >= self._prefetch_steps:
+        # Sizes are known once a sample is there; until then one step at a time is safe.
+        first = self._decoding[0][0]
+        count = len(self._decoding) + 1
+        size = count * len(first.rows) * self._sample_bytes
+        if not size:
             return False
-        return (len(self._decoding) + 1) * self._step_bytes <= _DECODED_BYTES
+        if count <= self._prefetch_steps:
+            return size <= _DECODED_BYTES
+        return size <= _MEANWHILE_BYTES and self._lacks_shards(first)
+
+    def _lacks_shards(self, step: _Step) -> bool:
+        return any(not self._held[shard].shard.done() for shard in dict.fromkeys(step.places[0]))
 
     def _look_at(self, number: int) -> _Step:
         rows = self._order.share(self._epoch, number, self._rank, self._world_size)
@@ -300,17 +277,40 @@ class Stream:
         # Handing over several at once costs the threads less than the decoding of a single one.
         several = min(_AT_ONCE, math.ceil(len(wanted) / self._pools.threads)) or 1
         futures = [
-            self._pools.decode.submit(self._read_all, wanted[start : start + several])
-            for start in range(0, len(wanted), several)
+            self._decoded(part[start : start + several])
+            # A step's rows lie shard by shard.
+            for _, group in itertools.groupby(wanted, key=lambda each: each[1])
+            for part in (list(group),)
+            for start in range(0, len(part), several)
         ]
         self._decoding.append((step, futures))
 
-    def _read_all(self, wanted: list[_Wanted]) -> list[_Read]:
-        # Waiting here cannot deadlock: shards are opened by threads of their own.
-        return [
-            self._read(opening.result().reader, shard, row, draws)
-            for opening, shard, row, draws in wanted
-        ]
+    def _decoded(self, wanted: list[_Wanted]) -> Future[list[_Read]]:
+        """Samples of one shard, decoded when it is open: a thread must not wait for it."""
+        promise: Future[list[_Read]] = Future()
+
+        def start(opening: Future[OpenShard]) -> None:
+            try:
+                self._pools.decode.submit(self._keep, promise, wanted)
+            except RuntimeError:  # the threads were ended
+                promise.cancel()
+
+        wanted[0][0].add_done_callback(start)
+        return promise
+
+    def _keep(self, promise: Future[list[_Read]], wanted: list[_Wanted]) -> None:
+        if not promise.set_running_or_notify_cancel():
+            return
+        try:
+            reads = [
+                self._read(opening.result().reader, shard, row, draws)
+                for opening, shard, row, draws in wanted
+            ]
+            sizes = [read.sample.bytes for read in reads if read.sample]
+            self._sample_bytes = max(self._sample_bytes, *sizes, 0)
+            promise.set_result(reads)
+        except BaseException as error:
+            promise.set_exception(error)
 
     def _read(self, reader: ShardReader, shard: int, row: int, draws: Tensor) -> _Read:
         try:
