@@ -12,9 +12,9 @@ import torch
 from sr4ir_dist.batch import Batch
 from sr4ir_dist.data.cache import DEFAULT_CACHE_BYTES, ShardCache
 from sr4ir_dist.data.order import Int64s, Order
+from sr4ir_dist.data.pools import Pools
 from sr4ir_dist.data.schema import DatasetError
 from sr4ir_dist.data.splits import Split
-from sr4ir_dist.data.pools import Pools
 from sr4ir_dist.data.stream import Sample, Stream
 from sr4ir_dist.data.targets import COLUMNS, TASKS, Target, join_targets
 from sr4ir_dist.data.transforms import Transform, replicate_into

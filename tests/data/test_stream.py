@@ -13,9 +13,9 @@ import torch
 from sr4ir_dist import storage
 from sr4ir_dist.data.cache import ShardCache
 from sr4ir_dist.data.order import Order
+from sr4ir_dist.data.pools import Pools
 from sr4ir_dist.data.schema import DatasetError, Manifest
 from sr4ir_dist.data.splits import Split
-from sr4ir_dist.data.pools import Pools
 from sr4ir_dist.data.stream import Stream
 from sr4ir_dist.data.transforms import PatchCrop
 
