@@ -11,6 +11,7 @@ What fails because of the server or the network (503, 500, a connection that is 
 
 import hashlib
 import json
+import mmap
 import os
 import re
 import shutil
@@ -30,8 +31,9 @@ from sr4ir_dist.faults import MissingError as MissingError
 from sr4ir_dist.faults import PassingError, StorageError, named, retried
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
-# S3 stores advise ranges of 8 to 16 MB: one ranged request a read.
-_CHUNK = 64 << 20
+# Each read is one ranged request. Downloads go straight into their file, so that these may be large
+# enough for a shard of the usual size.
+_CHUNK, _DOWNLOAD = 64 << 20, 128 << 20
 _TEMPORARY = re.compile(r"^\..*\.[0-9a-f]{32}\.tmp$")
 
 
@@ -204,11 +206,17 @@ def download(uri: str | os.PathLike[str], path: Path) -> None:
     """
     with _opened(uri) as source, _published(path, durable=False) as temporary:
         size = source.size()
-        with temporary.open("wb") as sink:
-            while chunk := source.read_buffer(_CHUNK):
-                sink.write(chunk)
-            if sink.tell() != size:
-                raise OSError(f"{sink.tell()} of {size} bytes arrived")
+        with temporary.open("w+b") as sink:
+            if size:
+                # Room first: a full disk would end a process that writes to mapped pages.
+                os.posix_fallocate(sink.fileno(), 0, size)
+                with mmap.mmap(sink.fileno(), size) as pages, memoryview(pages) as content:
+                    arrived = 0
+                    while arrived < size:
+                        part = source.readinto(content[arrived : arrived + _DOWNLOAD])
+                        if not part:
+                            raise OSError(f"{arrived} of {size} bytes arrived")
+                        arrived += part
 
 
 @retried

@@ -98,9 +98,12 @@ def decode_only(work: Work) -> Epochs:
     """The limit: the same images, in memory before the clock starts, decoded and thrown away."""
     uri = storage.join(work.place, "shards")
     images = [
-        ShardReader(storage.local_path(storage.join(uri, "train", shard.path)), ["image"]).row(row)
+        image
         for shard in load_manifest(uri, "train").shards
-        for row in range(shard.rows)
+        for reader in (
+            ShardReader(storage.local_path(storage.join(uri, "train", shard.path)), ["image"]),
+        )
+        for image in reader.rows(range(shard.rows))
     ]
 
     def one(image: dict[str, bytes]) -> int:

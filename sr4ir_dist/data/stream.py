@@ -3,7 +3,7 @@
 Everything is started by whoever asks for the next step, so there is no thread that decides, no
 queue that can fill up and nothing to stop but the tasks that were started. While a step trains,
 the tasks started for later steps run: fetches for about one shuffle window ahead, decoding for
-`prefetch_steps` ahead.
+`prefetch_steps` ahead, and for more while the next step waits for shards that others do not need.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from sr4ir_dist.data.transforms import Transform, decode
 _OPEN_SHARDS = 256
 _DECODED_BYTES = 1 << 30
 # While the next step waits for a shard, so many bytes of later ones are decoded out of the others.
-_MEANWHILE_BYTES = 512 << 20
+_MEANWHILE_BYTES = 256 << 20
 _LOOK_SECONDS = 0.05
 # So many samples a thread is given at most in one go.
 _AT_ONCE = 8
@@ -113,7 +113,8 @@ class Stream:
         start_step: the first step to yield.
         rank: which share of each step.
         world_size: of how many shares.
-        prefetch_steps: how many steps are decoded ahead, fewer where they would exceed 1 GiB.
+        prefetch_steps: how many steps are decoded ahead, fewer where they would exceed 1 GiB; more,
+            up to 256 MiB, while the next step waits for its shards.
         ahead_bytes: how many bytes of shards are fetched ahead.
         skip_bad: goes on where a row cannot be decoded or transformed: a row near it stands in,
             or where the order is not shuffled, it is left out.

@@ -143,6 +143,43 @@ def test_next_windows_shards_are_opened_ahead(write, tmp_path, pools):
     assert wanted <= cache.ever < len(manifest.shards)
 
 
+def test_later_samples_are_decoded_while_a_step_waits_for_a_shard(write, tmp_path, pools):
+    manifest = write(str(tmp_path), 60)
+    arrived = threading.Event()
+
+    class Late(ShardCache):
+        def open(self, shard: int):
+            if shard == 1:
+                arrived.wait(60)
+            return super().open(shard)
+
+    class Counting(PatchCrop):
+        calls = 0
+
+        def __call__(self, image, target, draws):
+            Counting.calls += 1
+            return super().__call__(image, target, draws)
+
+    _, stream = make(
+        *(str(tmp_path), manifest, pools, Late(Split(((str(tmp_path), manifest),)))),
+        **{"shuffle": False, "batch_size": 8, "prefetch_steps": 1, "transform": Counting(8, 4)},
+    )
+    there = manifest.shards[0].rows
+    assert there < 8  # the first step needs the second shard too
+    steps: list[list[int]] = []
+    waiting = threading.Thread(target=lambda: steps.append(next(stream)[0].tolist()))
+    waiting.start()
+    deadline = time.monotonic() + 20
+    while Counting.calls <= there and time.monotonic() < deadline:
+        time.sleep(0.01)
+    decoded = Counting.calls
+    arrived.set()
+    waiting.join(60)
+    stream.close()
+    assert decoded > there
+    assert steps == [list(range(8))]
+
+
 @pytest.mark.parametrize("how", ["truncated", "altered"])
 def test_damaged_shard_surfaces_where_it_is_needed(write, tmp_path, pools, how):
     manifest = write(str(tmp_path), 60)
