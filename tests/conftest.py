@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: real S3 servers, real data, parity records, small image trees."""
 
+import json
 import os
+import platform
 import re
 import secrets
 import subprocess
@@ -10,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import boto3
 import hypothesis
@@ -26,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real-data", metavar="DIR", help="folder with the real datasets")
     parser.addoption("--parity", metavar="DIR", help="folder with records of the published method")
     parser.addoption("--s3rver", metavar="DIR", help="folder with s3rver in its node_modules")
+    parser.addoption("--record", metavar="DIR", help="folder for the results of long tests")
     parser.addoption("--write-golden", action="store_true", help="store the golden losses anew")
 
 
@@ -49,6 +53,22 @@ def real_data(request: pytest.FixtureRequest) -> Path:
 def parity(request: pytest.FixtureRequest) -> Path:
     """The folder given by ``--parity``; skips without it."""
     return _folder(request, "--parity")
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[[str, dict[str, Any]], None]:
+    """Writes a result as DIR/NAME.json with the command and the machine (``--record=DIR``)."""
+
+    def write(name: str, result: dict[str, Any]) -> None:
+        folder = request.config.getoption("--record")
+        if folder:
+            test = request.node.nodeid
+            command = f"pytest -m slow {test} --record={folder}"
+            machine = f"{os.cpu_count()} CPUs, {platform.machine()}"
+            content = {"command": command, "machine": machine} | result
+            Path(folder, f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+    return write
 
 
 @pytest.fixture(scope="session")

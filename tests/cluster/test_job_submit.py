@@ -331,9 +331,7 @@ def check_what_travelled(head: Head, repository: Path) -> None:
     assert {path.name for path in (folder / "jobs").glob("*.py")} == jobs
 
 
-@pytest.mark.parametrize("server", ["s3", "s3rver"])
 def test_another_recipe_starts_from_what_was_published(
-    server: str,
     request: pytest.FixtureRequest,
     head: Head,
     trained: dict[str, Any],
@@ -344,7 +342,9 @@ def test_another_recipe_starts_from_what_was_published(
 ):
     ours = str(tmp_path / "ours")
     original = sharing.pull(trained["checkpoint"], ours, say=print)
-    bucket = request.getfixturevalue(server)()
+    # In a store of another kind, where there is one.
+    other = "s3rver" if request.config.getoption("--s3rver") else "s3"
+    bucket = request.getfixturevalue(other)()
     hub, runs = f"{bucket}/hub", f"{bucket}/runs"
     name = versions.publish(ours, "team/drawn", hub=hub, tag="best")
     (entry,), problems = listing.entries(hub)

@@ -26,8 +26,7 @@ from sr4ir_dist.hub import versions
 from sr4ir_dist.hub.cards import load_card
 from sr4ir_dist.tuning.space import apply
 
-# A search takes minutes, most of it the start of each trial's workers.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(1800)
 
 SPACE = {
     "about": "a test",
@@ -150,14 +149,7 @@ def test_a_search_and_what_comes_of_it(nodes: Nodes, s3: Callable[[], str], tmp_
     assert "http" not in page.replace("http-equiv", "")
     assert {"epochs.png", "parameters.png"} <= set(storage.list_names(folder))
 
-    # The same experiment, seed, workers and threads: the same figures.
-    best_file = tmp_path / "best.json"
-    best_file.write_bytes(storage.read_bytes(f"{folder}/best.json"))
-    result = tmp_path / "result.json"
-    nodes.run("train", "--experiment", str(best_file), "--storage", root, "--json", str(result))
-    plain = json.loads(result.read_text())["history"]
-    for record, other in zip(winner["history"], plain, strict=True):
-        assert record == {key: other[key] for key in record}
+    assert plain_history(nodes, winner, root, tmp_path) == winner["history"]
 
     hub = f"{root}/hub"
     name = versions.publish(winner["run_uri"], "team/best", hub=hub)
@@ -169,6 +161,49 @@ def test_a_search_and_what_comes_of_it(nodes: Nodes, s3: Callable[[], str], tmp_
     assert again.returncode == 1
 
 
+@pytest.mark.slow
+def test_twelve_trials_of_which_some_are_stopped(
+    nodes: Nodes, s3: Callable[[], str], tmp_path: Path, record: Callable[[str, Any], None]
+):
+    root = f"{s3()}/runs"
+    space = written(
+        tmp_path,
+        trials=12,
+        search={"name": "optuna", "seed": 1},
+        scheduler={"name": "asha", "grace": 1, "reduction": 2},
+        settings=SPACE["settings"] | {"epochs": 4},
+    )
+    started = time.monotonic()
+    nodes.run("tune", space, NAME, "--storage", root, "--name", "twelve")
+    seconds = time.monotonic() - started
+    found = trials(f"{root}/twelve")
+    states = [trial["state"] for trial in found]
+    assert len(found) == 12
+    assert set(states) == {"finished", "stopped"}
+    assert all(trial["epochs"] == 4 for trial in found if trial["state"] == "finished")
+    stopped = max(
+        (trial for trial in found if trial["state"] == "stopped"), key=lambda each: each["epochs"]
+    )
+    assert stopped["epochs"] < 4
+    plain = plain_history(nodes, stopped, root, tmp_path)
+    assert plain[: stopped["epochs"]] == stopped["history"]
+    told = ("state", "values", "epochs", "seconds")
+    record(
+        "search_three_nodes",
+        {
+            "what": "a search of 12 trials on three nodes of one CPU each, data and runs in a "
+            "bucket; a stopped trial's figures equal those of a plain run",
+            "space": SPACE["parameters"],
+            "seconds": round(seconds),
+            "trials": [
+                {name: trial[name] for name in told} | {"psnr": trial["history"][-1]["psnr"]}
+                for trial in found
+            ],
+        },
+    )
+
+
+@pytest.mark.slow
 def test_a_search_whose_driver_was_killed_goes_on(
     nodes: Nodes, s3: Callable[[], str], tmp_path: Path
 ):
@@ -188,6 +223,7 @@ def test_a_search_whose_driver_was_killed_goes_on(
     assert {uri: after[uri] for uri in before} == before
 
 
+@pytest.mark.slow
 def test_population_based_training_goes_on_from_the_best(
     nodes: Nodes, s3: Callable[[], str], tmp_path: Path
 ):
@@ -218,6 +254,7 @@ def test_population_based_training_goes_on_from_the_best(
         assert len(weights[first.files["sr.safetensors"][1]]) > 1, "not another trial's weights"
 
 
+@pytest.mark.slow
 def test_a_trial_whose_node_dies_goes_on_elsewhere(
     nodes: Nodes, s3: Callable[[], str], tmp_path: Path
 ):
@@ -235,6 +272,22 @@ def test_a_trial_whose_node_dies_goes_on_elsewhere(
     found = trials(f"{root}/node")
     assert [trial["state"] for trial in found] == ["finished"] * 3
     assert all(trial["epochs"] == 4 for trial in found)
+
+
+def plain_history(
+    nodes: Nodes, trial: dict[str, Any], root: str, folder: Path
+) -> list[dict[str, Any]]:
+    """The evaluations of a plain run of a trial's experiment, seed, workers and threads.
+
+    Of each evaluation what the trial's have too.
+    """
+    experiment, result = folder / "experiment.json", folder / "result.json"
+    saved = checkpoint.load(trial["checkpoint"])
+    experiment.write_bytes(saved.read("experiment.json"))
+    nodes.run("train", "--experiment", str(experiment), "--storage", root, "--json", str(result))
+    told = trial["history"][0].keys()
+    history = json.loads(result.read_text())["history"]
+    return [{name: record[name] for name in told} for record in history]
 
 
 def results(folder: str) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 
 from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
 from sr4ir_dist.data.convert.source import Source
@@ -74,44 +74,61 @@ def flawed(drawn: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def two_ranks(drawn: str, flawed: str) -> Iterator[RankResults]:
-    """Runs `rank_process.py` as two processes that train together."""
-    # Not pytest's own folder, which keeps the checkpoints of three sessions.
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        script = Path(__file__).with_name("rank_process.py")
-        processes, logs = [], [folder / f"log-{rank}.txt" for rank in range(RANKS)]
-        for rank, log in enumerate(logs):
-            environment = os.environ | {
-                "CUDA_VISIBLE_DEVICES": "",
-                "GLOO_SOCKET_IFNAME": "lo",
-                "LOCAL_RANK": str(rank),
-                "OMP_NUM_THREADS": "1",
-            }
-            with log.open("wb") as sink:
-                command = [sys.executable, "-W", "error", script, folder, drawn, flawed]
-                processes.append(
-                    subprocess.Popen(
-                        [*map(str, command), str(rank), str(RANKS)],
-                        env=environment,
-                        stdout=sink,
-                        stderr=subprocess.STDOUT,
-                    )
+def few(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A drawn dataset of very few images: a detector trains on 512 proposals of each."""
+    uri = str(tmp_path_factory.mktemp("few") / "data")
+    convert(DRAWN, open_drawn(train_count=8, val_count=7, size=32), uri, threads=1)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def two_ranks(
+    drawn: str,
+    flawed: str,
+    few: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> RankResults:
+    """Runs `rank_process.py` as two processes that train together, once for all test processes."""
+    session = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        session = session.parent  # which pytest-xdist's processes share
+    folder = session / "two-ranks"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            _run_ranks(folder, drawn, flawed, few)
+    results = (torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(RANKS))
+    return RankResults(tuple(results), folder)
+
+
+def _run_ranks(folder: Path, *datasets: str) -> None:
+    script = Path(__file__).with_name("rank_process.py")
+    processes, logs = [], [folder / f"log-{rank}.txt" for rank in range(RANKS)]
+    for rank, log in enumerate(logs):
+        environment = os.environ | {
+            "CUDA_VISIBLE_DEVICES": "",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "LOCAL_RANK": str(rank),
+            "OMP_NUM_THREADS": "1",
+        }
+        with log.open("wb") as sink:
+            command = [sys.executable, "-W", "error", script, folder, *datasets, rank, RANKS]
+            processes.append(
+                subprocess.Popen(
+                    [*map(str, command)], env=environment, stdout=sink, stderr=subprocess.STDOUT
                 )
-        try:
-            deadline = time.monotonic() + 600
-            # A rank that failed leaves the other waiting for it.
-            while {process.poll() for process in processes} in ({None}, {None, 0}):
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(0.1)
-            codes = [process.poll() for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        assert codes == [0] * RANKS, "\n".join(log.read_text()[-3000:] for log in logs)
-        results = (
-            torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(RANKS)
-        )
-        yield RankResults(tuple(results), folder)
+            )
+    try:
+        deadline = time.monotonic() + 600
+        # A rank that failed leaves the other waiting for it.
+        while {process.poll() for process in processes} in ({None}, {None, 0}):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        codes = [process.poll() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert codes == [0] * RANKS, "\n".join(log.read_text()[-3000:] for log in logs)

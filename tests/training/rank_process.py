@@ -1,4 +1,6 @@
-"""One of several processes that train together: `rank_process.py FOLDER DATA FLAWED RANK RANKS`.
+"""One of several processes that train together.
+
+Its arguments: FOLDER DATA FLAWED FEW RANK RANKS.
 
 All that the tests want to know of two ranks is computed here in one go, because starting a process
 costs more than any of it. Results go to FOLDER/rank-RANK.pt.
@@ -20,6 +22,7 @@ from tiny_runs import (
     segmentation_outcome,
     share_of,
     staged,
+    task_experiment,
     tiny_experiment,
     tiny_setup,
 )
@@ -28,7 +31,7 @@ from torch import nn
 from sr4ir_dist import checkpoint
 from sr4ir_dist.training import state
 from sr4ir_dist.training.batch_norm import average_running_statistics, synchronise
-from sr4ir_dist.training.build import open_loader
+from sr4ir_dist.training.build import build_networks, make_setup, open_loader
 from sr4ir_dist.training.evaluate import evaluate
 from sr4ir_dist.training.loop import Hooks, LossLog, NonFiniteLossError, train
 from sr4ir_dist.training.state import Progress
@@ -38,7 +41,7 @@ from sr4ir_dist.training.views import make_inputs
 WIDTH, HEIGHT, CHANNELS = 3, 4, 6
 
 
-def main(folder, data, flawed, rank, world_size):
+def main(folder, data, flawed, few, rank, world_size):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dist.init_process_group(
@@ -55,6 +58,7 @@ def main(folder, data, flawed, rank, world_size):
         "evaluation": evaluation(data, rank, world_size),
         "non_finite": non_finite(rank, world_size),
         "flawed": flawed_run(flawed, rank, world_size),
+        "tasks": {task: task_run(task, few, rank, world_size) for task in ("seg", "det")},
     }
     torch.save(results, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()
@@ -197,6 +201,22 @@ def flawed_run(data, rank, world_size):
         return list(train(setup, training, validation, Progress(), hooks).history)
 
 
+def task_run(task, data, rank, world_size):
+    """A run's last evaluation, and the same networks judged by each rank alone."""
+    experiment = task_experiment(task)
+    modules = build_networks(experiment)
+    setup = make_setup(experiment, modules, rank=rank, world_size=world_size, engine="deepspeed")
+    with (
+        open_loader(setup, data, "train") as training,
+        open_loader(setup, data, "val") as validation,
+    ):
+        hooks = Hooks(publish=lambda progress: None)
+        progress = train(setup, training, validation, Progress(), hooks)
+    alone = make_setup(experiment, modules, engine="none")
+    with open_loader(alone, data, "val") as loader:
+        return {"together": progress.history[-1], "alone": evaluate(alone, loader)}
+
+
 def non_finite(rank, world_size):
     """What each rank raises when the last rank's loss alone is not finite."""
     setup = tiny_setup(tiny_experiment("pretrain"), engine="none", rank=rank, world_size=world_size)
@@ -212,5 +232,5 @@ def non_finite(rank, world_size):
 
 
 if __name__ == "__main__":
-    folder, data, flawed, rank, world_size = sys.argv[1:]
-    main(Path(folder), data, flawed, int(rank), int(world_size))
+    folder, data, flawed, few, rank, world_size = sys.argv[1:]
+    main(Path(folder), data, flawed, few, int(rank), int(world_size))

@@ -188,6 +188,18 @@ def test_evaluation_on_two_ranks_equals_one(drawn, two_ranks):
     assert two_ranks.by_rank[0]["evaluation"] == two_ranks.by_rank[1]["evaluation"]
 
 
+@pytest.mark.parametrize(("task", "figure"), [("seg", "miou"), ("det", "map")])
+def test_two_ranks_train_and_judge_as_each_judges_alone(two_ranks, task, figure):
+    for results in two_ranks.by_rank:
+        found = results["tasks"][task]
+        record = found["together"]
+        assert (record["epoch"], record["step"], record["images"]) == (1, 2, 7)
+        assert 0 <= record[figure] <= 100
+        assert found["alone"].keys() == record.keys() - {"epoch", "step"}
+        for name, value in found["alone"].items():
+            assert record[name] == pytest.approx(value, rel=1e-6), name
+
+
 def test_images_that_cannot_be_read_are_counted(flawed, scratch, two_ranks):
     experiment = flawed_experiment()
     setup = tiny_setup(experiment, engine="plain")

@@ -44,6 +44,19 @@ def flawed_experiment():
     return tiny_experiment("pretrain", *run, *every)
 
 
+def task_experiment(task):
+    """One epoch of SR4IR for segmentation or detection, in batches of 4, judged at its end."""
+    small = {
+        "seg": ["data.resize=32", "data.crop=32"],
+        # A learning rate that a detector of random weights survives for a few steps.
+        "det": ["task.min_size=64", "task.max_size=64", "optimizers.task.lr=1e-3"],
+    }
+    run = ["epochs=1", "warmup_epochs=0", "batch_size=4", "sr.blocks=1", "sr.features=8"]
+    judged = ["task.classes=8", "evaluation.border=2", "evaluation.batch_size=6"]
+    experiment = experiments.make(f"drawn_{task}/edsr-x4/sr4ir")
+    return override(experiment, [*run, *judged, *small[task]])
+
+
 def drawn_batch(number, count, *, size=36, dtype=torch.float32):
     """A whole batch of smooth random images; 36 pixels leave 2 x 2 in ResNet18's last layer."""
     generator = torch.Generator().manual_seed(number)
