@@ -101,6 +101,7 @@ def main(
         experiment = searches.rooted(experiment)
         root = storage.absolute(storage_uri)
         plan = make_plan(experiment, data=data, storage_uri=root, say=say)
+        launch.check_shares(plan, workers)
         parallel.connect(address)
         resources = searches.settled(launch.Resources(workers, cpus, gpu, max_failures))
         request = Trials(plan.experiment, plan.data, root, "", resources, log_every, cache_dir)

@@ -63,7 +63,7 @@ def record(request: pytest.FixtureRequest) -> Callable[[str, dict[str, Any]], No
         folder = request.config.getoption("--record")
         if folder:
             test = request.node.nodeid
-            command = f"pytest -m slow {test} --record={folder}"
+            command = f"pytest -m proof {test} --record={folder}"
             machine = f"{os.cpu_count()} CPUs, {platform.machine()}"
             content = {"command": command, "machine": machine} | result
             Path(folder, f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")

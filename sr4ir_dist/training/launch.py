@@ -81,12 +81,7 @@ def train(
     done = finished_result(plan)
     if done is not None:
         return done
-    if resources.workers > plan.experiment.batch_size:
-        raise ExperimentError(
-            f"workers={resources.workers} exceed batch_size={plan.experiment.batch_size}: a worker "
-            "needs at least one image of each step; use fewer workers or a larger batch_size"
-        )
-    _check_shares(plan, resources.workers)
+    check_shares(plan, resources.workers)
     cpus, gpu = check_resources(resources)
     job = Job(
         plan,
@@ -198,8 +193,17 @@ def _fit(trainer: ray.train.torch.TorchTrainer, what: str) -> dict[str, Any]:
     return result
 
 
-def _check_shares(plan: Plan, workers: int) -> None:
-    """Refuse steps that batch norm cannot take, rather than fail in the middle of an epoch."""
+def check_shares(plan: Plan, workers: int) -> None:
+    """Check that each worker has images of its own, and batch norm enough of them.
+
+    Raises:
+        ExperimentError: it is not so, which else would show in the middle of an epoch.
+    """
+    if workers > plan.experiment.batch_size:
+        raise ExperimentError(
+            f"workers={workers} exceed batch_size={plan.experiment.batch_size}: a worker "
+            "needs at least one image of each step; use fewer workers or a larger batch_size"
+        )
     experiment, task = plan.experiment, make_task(plan.experiment)
     if task is None or "task" not in recipes.get(experiment.recipe).updates:
         return

@@ -86,8 +86,16 @@ def search(
         ExperimentError: the cluster has not what a trial asks for.
         StorageError: the storage cannot be written.
     """
-    storage.check_writable(request.folder)
+    started = storage.exists(storage.join(request.folder, _RECORD))
+    if resume and not started:
+        raise SpaceError(f"{request.folder}: there is no search to resume")
+    if started and not resume:
+        raise SpaceError(
+            f"{request.folder}: this search was started before; continue it with --resume, or "
+            "begin another one with --name"
+        )
     most = concurrent(request.resources)
+    storage.check_writable(request.folder)
     if budget.concurrent is not None:
         most = min(most, budget.concurrent)
     tuner = _tuner(space, request, budget, most, resume=resume)
@@ -150,12 +158,8 @@ def _tuner(
     resume: bool,
 ) -> ray.tune.Tuner:
     filesystem, path = storage.filesystem(request.folder)
-    record = storage.join(request.folder, _RECORD)
     trainable = ray.tune.with_resources(ray.tune.with_parameters(run_trial, trials=request), _OWN)
-    started = storage.exists(record)
     if resume:
-        if not started:
-            raise SpaceError(f"{request.folder}: there is no search to resume")
         # What Ray keeps is pickled: it is read from the storage that this search was kept in.
         return ray.tune.Tuner.restore(
             f"{path}/{_RAY_FOLDER}",
@@ -163,12 +167,7 @@ def _tuner(
             resume_errored=True,
             storage_filesystem=filesystem,
         )
-    if started:
-        raise SpaceError(
-            f"{request.folder}: this search was started before; continue it with --resume, or "
-            "begin another one with --name"
-        )
-    storage.write_json(record, _record(space, request))
+    storage.write_json(storage.join(request.folder, _RECORD), _record(space, request))
     searcher, param_space = make_searcher(space)
     return ray.tune.Tuner(
         trainable,

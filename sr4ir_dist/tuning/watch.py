@@ -50,9 +50,9 @@ class Watch(ray.tune.Callback):
         self._print(trials, now=True)
 
     def _print(self, trials: list[Trial], *, now: bool = False) -> None:
-        if not now and time.monotonic() - self._printed < _EVERY_S:
+        if not now and time.time() - self._printed < _EVERY_S:
             return
-        self._printed = time.monotonic()
+        self._printed = time.time()
         Console(stderr=True).print(table(self._space, self._epochs, trials, self._last))
 
 

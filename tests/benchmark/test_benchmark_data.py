@@ -21,6 +21,7 @@ def work(folder, **more):
     return Work(str(folder), str(folder), batch_size=4, resize=32, crop=24, epochs=2, **more)
 
 
+@pytest.mark.slow
 def test_contenders_run_from_disk_and_from_a_bucket_and_one_may_fail(images, tmp_path, s3):
     said = []
     # Its process does not know the name, so it fails there and not here.

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import psutil
@@ -49,6 +50,8 @@ def cluster() -> Iterator[str]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Workers that are started before they are wanted import Ray for nothing.
+        "RAY_prestart_worker_first_driver": "0",
     }
     try:
         with mock.patch.dict(os.environ, settings):
@@ -110,13 +113,22 @@ def train_command(repository: Path) -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="session")
-def train_job(repository: Path) -> Callable[..., Result]:
-    """Runs `jobs/train.py` in this process with some arguments."""
-    spec = importlib.util.spec_from_file_location("train_job", repository / "jobs" / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Where typer looks up the names in the annotations.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return lambda *arguments: CliRunner().invoke(module.app, [str(item) for item in arguments])
+def run_job(repository: Path) -> Callable[..., Result]:
+    """Runs a job, by its name, in this process with some arguments."""
+
+    def run(name: str, *arguments: object) -> Result:
+        module = sys.modules.get(f"{name}_job") or load(name)
+        return CliRunner().invoke(module.app, [str(item) for item in arguments])
+
+    def load(name: str) -> ModuleType:
+        path = repository / "jobs" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"{name}_job", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        # Where typer looks up the names in the annotations.
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    return run

@@ -92,6 +92,8 @@ def head(s3) -> Iterator[Head]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Workers that are started before they are wanted import Ray for nothing.
+        "RAY_prestart_worker_first_driver": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "SR4IR_CACHE_DIR": str(folder / "cache"),
         "NO_COLOR": "1",
@@ -277,6 +279,7 @@ def check_no_secrets(head: Head, written: dict[str, str | bytes]) -> None:
     assert any(name.endswith(".safetensors") for name in written)
 
 
+@pytest.mark.slow
 def test_settings_of_s3_reach_every_process_of_a_job(head: Head, tmp_path: Path):
     # Of an actor with an environment of its own too, as Ray Train's controller is one.
     code = """
@@ -331,6 +334,7 @@ def check_what_travelled(head: Head, repository: Path) -> None:
     assert {path.name for path in (folder / "jobs").glob("*.py")} == jobs
 
 
+@pytest.mark.slow
 def test_another_recipe_starts_from_what_was_published(
     request: pytest.FixtureRequest,
     head: Head,
@@ -371,6 +375,7 @@ def test_another_recipe_starts_from_what_was_published(
     assert continued.read("task.safetensors") != original.read("task.safetensors")
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_the_cluster_ready(
     head: Head, s3: Callable[[], str], repository: Path, tmp_path: Path
 ):

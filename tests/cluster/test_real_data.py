@@ -19,6 +19,7 @@ pytestmark = [
 SMALL = ("data.resize=64", "data.crop=48", "evaluation.border=4", "sr.blocks=1", "sr.features=8")
 
 
+@pytest.mark.slow
 def test_pretraining_on_t91_then_sr4ir_on_cub(real_data, cluster, tmp_path):
     t91, cub, runs = (str(tmp_path / name) for name in ("t91", "cub", "runs"))
     convert(

@@ -118,6 +118,7 @@ def test_an_evaluation_holds_its_checkpoint_while_it_runs(undisturbed, monkeypat
     assert storage.list_names(references) == []
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(undisturbed, experiment, drawn, tmp_path):
     plan = make_plan(experiment, data=drawn, storage_uri=str(tmp_path))
     before = workers()
@@ -133,6 +134,7 @@ def test_a_killed_worker_changes_nothing(undisturbed, experiment, drawn, tmp_pat
     assert_same_run(result, undisturbed)
 
 
+@pytest.mark.slow
 def test_the_same_command_continues_and_then_is_finished(
     undisturbed, experiment, drawn, tmp_path, cluster, repository, train_command
 ):
@@ -166,6 +168,7 @@ def test_the_same_command_continues_and_then_is_finished(
     assert_same_run(json.loads(json_file.read_text()), undisturbed)
 
 
+@pytest.mark.slow
 def test_an_altered_shard_is_named_and_ends_the_run(cluster, experiment, drawn, tmp_path):
     data = str(tmp_path / "drawn")
     shutil.copytree(drawn, data)
@@ -189,8 +192,9 @@ def test_an_altered_shard_is_named_and_ends_the_run(cluster, experiment, drawn, 
     assert launch.finished_result(plan) is None
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run(
-    undisturbed, cluster, drawn, tmp_path, train_job, train_command
+    undisturbed, cluster, drawn, tmp_path, run_job, train_command
 ):
     saved = checkpoint.load(undisturbed["checkpoint"])
     weights = saved.tensors("sr.safetensors")
@@ -198,9 +202,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     safetensors.torch.save_file(weights, tmp_path / "inf.safetensors")
     before = workers()
 
-    result = train_job(
-        *train_command(drawn, str(tmp_path), "--set", f"sr.weights={tmp_path}/inf.safetensors")
-    )
+    infinite = f"sr.weights={tmp_path}/inf.safetensors"
+    result = run_job("train", *train_command(drawn, str(tmp_path), "--set", infinite))
     assert result.exit_code == 1, result.output
     message = result.stderr.splitlines()[-1]
     assert re.search(r"^error: run .* the loss pixel_sr is (nan|inf) at step 1 on samples", message)
@@ -238,12 +241,12 @@ def test_saves_that_fail_again_and_again_end_the_run(undisturbed, experiment, dr
 
 
 @pytest.fixture
-def refused(cluster, drawn, tmp_path, train_job) -> Callable[..., str]:
+def refused(cluster, drawn, tmp_path, run_job) -> Callable[..., str]:
     """Gives the one line that a command answers; no worker may start and no run may appear."""
 
     def run(name: str = NAME, *more: str, data: str = drawn, to: str = "runs") -> str:
         before = workers()
-        result = train_job(name, "--data", data, "--storage", tmp_path / to, "--cpu", *more)
+        result = run_job("train", name, "--data", data, "--storage", tmp_path / to, "--cpu", *more)
         assert result.exit_code == 1, result.output
         assert isinstance(result.exception, SystemExit)
         assert workers() == before

@@ -159,6 +159,7 @@ def test_graph_of_swinir_pads_any_size_to_its_windows(published, tmp_path):
         assert_same(sr, ours(modules, "sr", lr))
 
 
+@pytest.mark.slow
 def test_graphs_of_deeplab_on_bilinear_enlargements(published, tmp_path):
     run, modules = published("drawn_seg/x4/l2t")
     assert export(run, str(tmp_path / "out"))["onnx"].keys() == {"task.onnx", "pipeline.onnx"}
