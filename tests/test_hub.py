@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fault_proxy import FaultProxy
 from small_runs import DATA, EXPERIMENT, publish_run
 
-from sr4ir_dist import checkpoint, storage
+from sr4ir_dist import checkpoint, faults, storage
 from sr4ir_dist.checkpoint import CheckpointError
 from sr4ir_dist.hub import listing, sharing, versions
 from sr4ir_dist.hub.cards import load_card
@@ -484,6 +485,32 @@ def test_pull_refuses_a_damaged_file_by_name(run, tmp_path):
     assert not (tmp_path / "pulled" / "manifest.json").exists()
 
 
+def test_a_file_that_is_larger_than_its_manifest_says_is_damaged(run, tmp_path):
+    hub = str(tmp_path / "hub")
+    name = versions.publish(run, NAME, hub=hub)
+    with Path(versions.uri_of(name, hub), "task.safetensors").open("ab") as file:
+        file.write(b"more")
+    (problem,) = versions.verify(name, hub)
+    assert "task.safetensors" in problem
+    with pytest.raises((CheckpointError, storage.ContentError), match="task.safetensors"):
+        sharing.pull(f"hub://{NAME}", str(tmp_path / "pulled"), hub=hub, say=print)
+    assert not (tmp_path / "pulled" / "manifest.json").exists()
+
+
+def test_a_checkpoint_is_held_while_it_is_copied(run, hub, monkeypatch):
+    write, seen = checkpoint.write, []
+
+    def watched(uri, files):
+        seen.append(storage.list_names(f"{run}/references"))
+        return write(uri, files)
+
+    monkeypatch.setattr(checkpoint, "write", watched)
+    versions.publish(run, NAME, hub=hub)
+    ((reference,),) = seen
+    assert reference.startswith(Path(checkpoint.resolve(run)).name)
+    assert storage.list_names(f"{run}/references") == []
+
+
 def without_credentials(patch):
     for name in list(os.environ):
         if name.startswith("AWS_"):
@@ -534,6 +561,26 @@ def test_a_shared_url_expires_and_its_index_is_cleared_away(s3, run, tmp_path):
     (left,) = storage.list_names(f"{hub}/{NAME}/shares")
     assert left not in url
     assert [entry.name.path for entry in listing.entries(hub)[0]] == [NAME]
+
+
+def test_a_shared_url_that_is_refused_for_a_while_is_asked_again(s3, run, tmp_path, monkeypatch):
+    hub = s3() + "/hub"
+    name = versions.publish(run, NAME, hub=hub)
+    upstream = os.environ["AWS_ENDPOINT_URL"]
+    proxy = FaultProxy(upstream, tmp_path, kinds=("slowdown", "internal"), only="GET", limit=2)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    little = faults.Patience(requests=2, tries=3, wait_s=0.02, total_s=60)
+    monkeypatch.setattr(faults, "PATIENCE", little)
+    try:
+        with sharing._signing(60, print) as signed:
+            url = signed(f"{versions.uri_of(name, hub)}/card.json")
+        assert sharing._fetched(url, 1 << 20) == storage.read_bytes(
+            f"{versions.uri_of(name, hub)}/card.json"
+        )
+        told = [fault for fault, _ in proxy.requests("GET")]
+        assert told[:3] == ["slowdown", "internal", ""]
+    finally:
+        proxy.close()
 
 
 def test_wrong_credentials_reach_no_hub(s3: Callable[[], str], run, monkeypatch):
