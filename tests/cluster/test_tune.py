@@ -109,6 +109,9 @@ def nodes(
             for process in found.started:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                assert process.stdout is not None
+                process.stdout.close()
             cluster.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
 
