@@ -82,7 +82,8 @@ def _pictures(space: Space, trials: Sequence[Outcome]) -> dict[str, tuple[str, b
     study = study_of(space, trials)
     if not study.trials:
         return {}
-    metric, paths = space.metric, list(space.parameters)
+    metric = space.metric
+    paths = [path for path in space.parameters if any(path in t.params for t in study.trials)]
     wanted: dict[str, tuple[str, Callable[[], Any]]] = {
         "epochs": (
             f"{metric} over the epochs",
@@ -126,6 +127,7 @@ def _png(draw: Callable[[], Any]) -> bytes:
 
     with warnings.catch_warnings(), mpl.rc_context({"backend": "agg"}):
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", UserWarning)  # of an axis with a single value
         axes = draw()
         figure = (axes if hasattr(axes, "figure") else axes.flat[0]).figure
         sink = io.BytesIO()

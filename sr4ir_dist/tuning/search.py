@@ -18,13 +18,14 @@ from sr4ir_dist.hub.names import is_name
 from sr4ir_dist.hub.versions import resolve
 from sr4ir_dist.networks import published
 from sr4ir_dist.training import launch
+from sr4ir_dist.tuning.deadline import Deadline, set_deadline
 from sr4ir_dist.tuning.outcome import Outcome, outcomes
 from sr4ir_dist.tuning.space import Space, SpaceError, apply
 from sr4ir_dist.tuning.strategy import make_scheduler, make_searcher, trials
 from sr4ir_dist.tuning.trial import Trials, run_trial
 from sr4ir_dist.tuning.watch import Watch
 
-_RAY_FOLDER, _RECORD = "ray", "search.json"
+_RAY_FOLDER, _RECORD, _DEADLINE = "ray", "search.json", "deadline.json"
 # Ray Tune wants something for the trial itself. A part of a CPU would keep a worker from the whole.
 _OWN = {"memory": 2.0**20}
 _FAILURES = 3
@@ -40,7 +41,7 @@ class Budget:
 
     Attributes:
         concurrent: trials at a time; None for as many as the cluster has room for.
-        hours: after so many no trial begins or goes on; None for no limit.
+        hours: after so many, from this start on, no trial begins or goes on; None for no limit.
     """
 
     concurrent: int | None = None
@@ -86,19 +87,13 @@ def search(
         ExperimentError: the cluster has not what a trial asks for.
         StorageError: the storage cannot be written.
     """
-    started = storage.exists(storage.join(request.folder, _RECORD))
-    if resume and not started:
-        raise SpaceError(f"{request.folder}: there is no search to resume")
-    if started and not resume:
-        raise SpaceError(
-            f"{request.folder}: this search was started before; continue it with --resume, or "
-            "begin another one with --name"
-        )
+    _check_start(space, request, resume=resume)
     most = concurrent(request.resources)
     storage.check_writable(request.folder)
     if budget.concurrent is not None:
         most = min(most, budget.concurrent)
-    tuner = _tuner(space, request, budget, most, resume=resume)
+    set_deadline(storage.join(request.folder, _DEADLINE), budget.hours)
+    tuner = _tuner(space, request, most)
     say(f"up to {most} trials at a time, of {request.resources.workers} worker(s) each")
     return outcomes(tuner.fit(), request)
 
@@ -149,17 +144,40 @@ def concurrent(resources: launch.Resources) -> int:
         count += 1
 
 
-def _tuner(
-    space: Space,
-    request: Trials,
-    budget: Budget,
-    most: int,
-    *,
-    resume: bool,
-) -> ray.tune.Tuner:
+def _check_start(space: Space, request: Trials, *, resume: bool) -> None:
+    """Check that there is a search to resume, and that it is this one; or that there is none."""
+    record = storage.join(request.folder, _RECORD)
+    started = storage.exists(record)
+    if resume and not started:
+        raise SpaceError(f"{request.folder}: there is no search to resume")
+    if started and not resume:
+        raise SpaceError(
+            f"{request.folder}: this search was started before; continue it with --resume, or "
+            "begin another one with --name"
+        )
+    if started:
+        wanted = json.loads(json.dumps(_record(space, request)["decides"]))
+        other = _difference(storage.read_json(record)["decides"], wanted, "")
+        if other is not None:
+            raise SpaceError(f"{request.folder}: the search that was started has {other}")
+
+
+def _difference(kept: Any, wanted: Any, path: str) -> str | None:
+    """The first value in which two trees differ."""
+    if isinstance(kept, dict) and isinstance(wanted, dict):
+        for key in (kept | wanted).keys():
+            found = _difference(kept.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+            if found is not None:
+                return found
+        return None
+    return None if kept == wanted else f"{path}={kept!r:.200}, not {wanted!r:.200}"
+
+
+def _tuner(space: Space, request: Trials, most: int) -> ray.tune.Tuner:
+    """The search as it was kept, or from its beginning."""
     filesystem, path = storage.filesystem(request.folder)
     trainable = ray.tune.with_resources(ray.tune.with_parameters(run_trial, trials=request), _OWN)
-    if resume:
+    if storage.exists(storage.join(request.folder, _RAY_FOLDER, "tuner.pkl")):
         # What Ray keeps is pickled: it is read from the storage that this search was kept in.
         return ray.tune.Tuner.restore(
             f"{path}/{_RAY_FOLDER}",
@@ -167,9 +185,8 @@ def _tuner(
             resume_errored=True,
             storage_filesystem=filesystem,
         )
-    storage.write_json(storage.join(request.folder, _RECORD), _record(space, request))
     searcher, param_space = make_searcher(space)
-    return ray.tune.Tuner(
+    tuner = ray.tune.Tuner(
         trainable,
         param_space=param_space,
         tune_config=ray.tune.TuneConfig(
@@ -177,7 +194,6 @@ def _tuner(
             scheduler=make_scheduler(space, request.experiment.epochs),
             num_samples=trials(space),
             max_concurrent_trials=most,
-            time_budget_s=None if budget.hours is None else budget.hours * 3600,
             trial_dirname_creator=_folder_of,
         ),
         run_config=ray.tune.RunConfig(
@@ -187,9 +203,12 @@ def _tuner(
             failure_config=ray.tune.FailureConfig(max_failures=_FAILURES),
             checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=4),
             callbacks=[Watch(space, request.experiment.epochs)],
+            stop=Deadline(storage.join(request.folder, _DEADLINE)),
             verbose=0,
         ),
     )
+    storage.write_json(storage.join(request.folder, _RECORD), _record(space, request))
+    return tuner
 
 
 def _record(space: Space, request: Trials) -> dict[str, Any]:

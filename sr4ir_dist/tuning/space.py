@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -36,6 +37,8 @@ _MIN = ("lpips",)
 # They are the time by which trials are compared.
 _TIME = ("epochs", "evaluation.every_epochs")
 _MOST_BYTES = 1 << 20
+# What may change from one checkpoint on.
+_CARRIED = re.compile(r"(losses|cqmix)\..*|warmup_epochs|optimizers\..*\.(lr|weight_decay)")
 
 Count = Annotated[int, Field(ge=1)]
 Scalar = str | int | float | bool | None
@@ -107,7 +110,9 @@ class Parameter(_Part):
         if self.step is None:
             return None
         low, high = self.bounds
-        return tuple(low + n * self.step for n in range(int((high - low) / self.step + 1e-9) + 1))
+        count = int((high - low) / self.step + 1e-9) + 1
+        # Sums of steps miss the values that were meant in their last digits.
+        return tuple(min(high, round(low + n * self.step, 12)) for n in range(count))
 
 
 class Searcher(_Part):
@@ -236,8 +241,14 @@ def check(space: Space, experiment: Experiment) -> Experiment:
     base = _set(experiment, space.settings, "settings")
     _check_metric(space, base)
     known = field_paths()
+    _check_grid(space)
     for path, parameter in space.parameters.items():
         where = f"parameters.{path}"
+        if isinstance(space.scheduler, Pbt) and not _CARRIED.fullmatch(path):
+            raise SpaceError(
+                f"{where}: pbt goes on from other trials' checkpoints, which leaves losses.*, "
+                "cqmix.*, warmup_epochs and optimizers' lr and weight_decay to change"
+            )
         if path in NAMED or path in _TIME:
             raise SpaceError(f"{where}: it is the same for all trials of a search")
         if path in space.settings:
@@ -285,6 +296,14 @@ def _check_metric(space: Space, experiment: Experiment) -> None:
             f"metric={space.metric!r}: {experiment.name} reports {', '.join(names)}"
             f"{did_you_mean(space.metric, names)}"
         )
+
+
+def _check_grid(space: Space) -> None:
+    if space.search.name != "grid" or "trials" not in space.model_fields_set:
+        return
+    count = math.prod(len(parameter.listed() or ()) for parameter in space.parameters.values())
+    if count > space.trials:
+        raise SpaceError(f"trials={space.trials}: the grid has {count} combinations")
 
 
 def _set(experiment: Experiment, values: Mapping[str, Any], where: str) -> Experiment:

@@ -103,7 +103,7 @@ def make_scheduler(space: Space, epochs: int) -> TrialScheduler:
             **judged,
             perturbation_interval=scheduler.interval,
             hyperparam_mutations={
-                path: list(parameter.choice) if parameter.choice else _domain(parameter)
+                path: list(parameter.listed() or ()) or _domain(parameter)
                 for path, parameter in _items(space)
             },
             quantile_fraction=scheduler.quantile,
@@ -145,28 +145,18 @@ def _draw_all(space: Space, trial: optuna.Trial) -> None:
 
 
 def _domain(parameter: Parameter) -> Any:
-    if parameter.choice is not None:
-        return tune.choice(list(parameter.choice))
+    listed = parameter.listed()
+    if listed is not None:
+        return tune.choice(list(listed))
     low, high = parameter.bounds
-    if parameter.integer is not None:
-        return tune.qrandint(int(low), int(high), int(parameter.step or 1))
-    if parameter.loguniform is not None:
-        return tune.loguniform(low, high)
-    return (
-        tune.uniform(low, high)
-        if parameter.step is None
-        else tune.quniform(low, high, parameter.step)
-    )
+    return (tune.uniform if parameter.loguniform is None else tune.loguniform)(low, high)
 
 
 def _bounded(space: Space, values: dict[str, Any]) -> dict[str, Any]:
-    """Values that a fifth more or less took out of their range, or off their steps."""
+    """Values that a fifth more or less took out of their range."""
     found = dict(values)
     for path, parameter in space.parameters.items():
-        if parameter.choice is not None:
-            continue
-        low, high = parameter.bounds
-        value = min(high, max(low, found[path]))
-        listed = parameter.listed()
-        found[path] = min(listed, key=lambda v: abs(v - value)) if listed else value  # type: ignore[operator]
+        if parameter.listed() is None:
+            low, high = parameter.bounds
+            found[path] = min(high, max(low, found[path]))
     return found

@@ -102,6 +102,7 @@ class _Forward(UserCallback):
 class _Told:
     queue: Queue
     any: bool = False
+    error: BaseException | None = None
 
 
 @contextmanager
@@ -110,9 +111,12 @@ def _forwarding() -> Iterator[_Told]:
     told = _Told(Queue(actor_options={"num_cpus": 0}))
 
     def forward() -> None:
-        while (figures := told.queue.get()) is not None:
-            told.any = True
-            _tell(figures)
+        try:
+            while (figures := told.queue.get()) is not None:
+                _tell(figures)
+                told.any = True
+        except BaseException as error:
+            told.error = error
 
     thread = threading.Thread(target=forward, name="reports", daemon=True)
     thread.start()
@@ -122,6 +126,9 @@ def _forwarding() -> Iterator[_Told]:
         told.queue.put(None)
         thread.join()
         told.queue.shutdown()
+    if told.error is not None:
+        # Begun again, the trial tells of its run's end.
+        raise told.error
 
 
 def _tell(figures: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from sr4ir_dist.tuning.space import Space
 from sr4ir_dist.tuning.strategy import TIME
 
 _EVERY_S = 20.0
+_LOG_WIDTH = 160  # columns of a log file, which does not say
 
 
 class Watch(ray.tune.Callback):
@@ -53,7 +54,10 @@ class Watch(ray.tune.Callback):
         if not now and time.time() - self._printed < _EVERY_S:
             return
         self._printed = time.time()
-        Console(stderr=True).print(table(self._space, self._epochs, trials, self._last))
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            console.width = max(console.width, _LOG_WIDTH)
+        console.print(table(self._space, self._epochs, trials, self._last))
 
 
 def table(

@@ -18,6 +18,8 @@ TREE = {
     "parameters": {"losses.tdp": {"loguniform": [0.1, 10]}},
 }
 
+PBT = {"search": {"name": "random"}, "scheduler": {"name": "pbt"}}
+
 
 def space(**changes):
     return Space.model_validate(TREE | changes)
@@ -68,6 +70,18 @@ def test_there_is_a_space_for_each_task_and_one_for_a_laptop():
         ({"metric": "top"}, "metric='top'.*did you mean 'top1'"),
         ({"metric": "lpips"}, "metric='lpips'.*reports"),
         ({"task": "detection"}, "task classification; the space is for detection"),
+        (
+            {
+                "search": {"name": "grid"},
+                "trials": 3,
+                "parameters": {"cqmix.grid": {"integer": [1, 4]}},
+            },
+            "trials=3: the grid has 4 combinations",
+        ),
+        *(
+            ({**PBT, "parameters": {path: {"choice": [1, 2]}}}, f"parameters.{path}: pbt goes on")
+            for path in ("sr.blocks", "batch_size", "optimizers.sr.type")
+        ),
     ],
 )
 def test_what_the_experiment_does_not_take_is_named(changes, message):
@@ -149,7 +163,7 @@ def test_settings_of_all_trials_are_applied():
         ({"integer": [1, 7], "step": 3}, (1, 4, 7)),
         ({"integer": [1, 3]}, (1, 2, 3)),
         ({"uniform": [0, 1], "step": 0.25}, (0, 0.25, 0.5, 0.75, 1)),
-        ({"uniform": [0, 0.3], "step": 0.1}, pytest.approx((0, 0.1, 0.2, 0.3))),
+        ({"uniform": [0.1, 0.3], "step": 0.1}, (0.1, 0.2, 0.3)),
         ({"uniform": [0, 1]}, None),
         ({"loguniform": [0.1, 1]}, None),
     ],

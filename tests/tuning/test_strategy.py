@@ -99,6 +99,25 @@ def test_schedulers(scheduler, kind):
     assert isinstance(make_scheduler(space(scheduler=scheduler), 8), kind)
 
 
+def test_what_is_drawn_without_a_searcher_are_values_of_the_space():
+    rules = {
+        "a": {"integer": [0, 2]},
+        "b": {"integer": [1, 9], "step": 4},
+        "c": {"uniform": [0.1, 0.5], "step": 0.2},
+        "d": {"loguniform": [0.1, 1]},
+    }
+    found = space(search={"name": "random"}, scheduler={"name": "pbt"}, parameters=rules)
+    _, domains = make_searcher(found)
+    drawn = {path: {domain.sample() for _ in range(99)} for path, domain in domains.items()}
+    assert (drawn["a"], drawn["b"], drawn["c"]) == ({0, 1, 2}, {1, 5, 9}, {0.1, 0.3, 0.5})
+    assert all(0.1 <= value <= 1 for value in drawn["d"])
+    for path, parameter in found.parameters.items():
+        for value in drawn[path]:
+            assert distribution(parameter)._contains(
+                distribution(parameter).to_internal_repr(value)
+            )
+
+
 def test_what_pbt_changes_stays_in_the_space():
     parameters = {path: rule for path, rule in PARAMETERS.items() if path != "sr.depth"}
     found = space(search={"name": "random"}, scheduler={"name": "pbt"}, parameters=parameters)

@@ -1,4 +1,4 @@
-"""Searches that cannot be: told in one line, before anything starts."""
+"""Searches that cannot be are told in one line, before anything starts; reports are not lost."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from sr4ir_dist import storage
+from sr4ir_dist.tuning import trial
 
 NAME = "drawn_cls/edsr-x4/sr4ir"
 SPACE = {
@@ -55,3 +56,23 @@ def test_a_search_that_was_started_before(cluster, drawn, run_job, tmp_path: Pat
     assert result.exit_code == 1, result.output
     assert "was started before; continue it with --resume" in result.stderr
     assert storage.list_names(tmp_path / "mine") == ["search.json"]
+
+
+def test_a_report_that_fails_fails_the_trial(cluster, monkeypatch):
+    told = []
+
+    def tell(figures):
+        told.append(figures)
+        raise OSError("the bucket is gone")
+
+    monkeypatch.setattr(trial, "_tell", tell)
+
+    def train() -> bool:
+        with trial._forwarding() as forwarding:
+            forwarding.queue.put({"epoch": 1})
+            forwarding.queue.put({"epoch": 2})
+        return forwarding.any
+
+    with pytest.raises(OSError, match="the bucket is gone"):
+        train()
+    assert told == [{"epoch": 1}]
