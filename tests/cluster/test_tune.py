@@ -98,7 +98,10 @@ def nodes(
         patch.delenv("RAY_ADDRESS", raising=False)
         cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 1, "num_gpus": 0, "temp_dir": str(folder / "t")},
+            head_node_args={
+                **{"num_cpus": 1, "num_gpus": 0, "temp_dir": str(folder / "t")},
+                "dashboard_port": 0,  # Ray leaves a socket open where its usual port is taken
+            },
         )
         found = Nodes(cluster, repository, data, dict(os.environ) | {"NO_COLOR": "1"})
         try:
