@@ -123,7 +123,7 @@ def _table(space: Space, trials: list[Outcome]) -> Table:
 
     table = Table(title=f"{len(trials)} trials, the best first")
     for number, heading in enumerate(headings(space)):
-        table.add_column(heading, justify="left" if number < 2 else "right")
+        table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
     for trial in ranked(space, trials):
         table.add_row(*cells(space, trial))
     return table

@@ -124,12 +124,16 @@ def _common(space: Space, study: optuna.Study) -> list[str]:
 
 def _png(draw: Callable[[], Any]) -> bytes:
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     with warnings.catch_warnings(), mpl.rc_context({"backend": "agg"}):
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", UserWarning)  # of an axis with a single value
         axes = draw()
         figure = (axes if hasattr(axes, "figure") else axes.flat[0]).figure
+        for part in figure.axes:
+            # Those of logarithmic axes lie on one another where there is little room.
+            part.xaxis.set_minor_formatter(NullFormatter())
         sink = io.BytesIO()
         figure.savefig(sink, format="png", dpi=110, bbox_inches="tight")
         pyplot.close(figure)

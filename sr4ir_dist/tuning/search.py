@@ -95,7 +95,11 @@ def search(
     set_deadline(storage.join(request.folder, _DEADLINE), budget.hours)
     tuner = _tuner(space, request, most)
     say(f"up to {most} trials at a time, of {request.resources.workers} worker(s) each")
-    return outcomes(tuner.fit(), request)
+    found = outcomes(tuner.fit(), request)
+    begun = sum(bool(trial.history or trial.error) for trial in found)
+    if space.search.name != "grid" and begun < space.trials:
+        say(f"{begun} of {space.trials} trials; the same command with --resume goes on")
+    return found
 
 
 def rooted(experiment: Experiment) -> Experiment:

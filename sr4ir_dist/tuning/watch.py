@@ -15,7 +15,6 @@ from sr4ir_dist.tuning.space import Space
 from sr4ir_dist.tuning.strategy import TIME
 
 _EVERY_S = 20.0
-_LOG_WIDTH = 160  # columns of a log file, which does not say
 
 
 class Watch(ray.tune.Callback):
@@ -54,10 +53,7 @@ class Watch(ray.tune.Callback):
         if not now and time.time() - self._printed < _EVERY_S:
             return
         self._printed = time.time()
-        console = Console(stderr=True)
-        if not console.is_terminal:
-            console.width = max(console.width, _LOG_WIDTH)
-        console.print(table(self._space, self._epochs, trials, self._last))
+        Console(stderr=True).print(table(self._space, self._epochs, trials, self._last))
 
 
 def table(
@@ -74,7 +70,8 @@ def table(
     ended = sum(trial.is_finished() for trial in trials)
     made = Table(title=f"{ended} of {len(trials)} trials ended")
     for heading in ("trial", "state", *space.parameters, "epoch", space.metric):
-        made.add_column(heading, justify="left" if heading in ("trial", "state") else "right")
+        side = "left" if heading in ("trial", "state") else "right"
+        made.add_column(heading, justify=side, overflow="fold")
     for trial in trials:
         last = last_of.get(trial.trial_id, {})
         figure = last.get(space.metric)
