@@ -32,7 +32,7 @@ PROGRAM = f"""
 import sys
 from sr4ir_dist.data.convert import CONVERTERS
 from sr4ir_dist.data.convert.write import convert
-source = CONVERTERS["drawn"].open(train_count=60, val_count=8, size=32)
+source = CONVERTERS["drawn"].open(train_count=int(sys.argv[2]), val_count=8, size=32)
 print("opened", flush=True)
 convert(CONVERTERS["drawn"], source, sys.argv[1], threads=1, shard_bytes={SHARD_BYTES})
 """
@@ -112,9 +112,9 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     return lambda: f"{bucket}/set{next(numbers)}"
 
 
-def kill_after(uri: str, parts: int, seconds: float) -> None:
+def kill_after(uri: str, train_count: int, parts: int, seconds: float) -> None:
     """Begins a conversion in another process and kills it after so many parts and seconds."""
-    command = [sys.executable, "-c", PROGRAM, uri]
+    command = [sys.executable, "-c", PROGRAM, uri, str(train_count)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "opened\n"
@@ -130,19 +130,21 @@ def kill_after(uri: str, parts: int, seconds: float) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def test_killed_at_random_moments(folder: Folder, request: pytest.FixtureRequest):
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.proof)])
+def test_killed_at_random_moments(folder: Folder, request: pytest.FixtureRequest, kills: int):
     moments = random.Random(request.node.name)
-    undisturbed, uri = folder(), folder()
-    parts = sum(len(each.manifest.shards) for each in convert_drawn(undisturbed).values())
+    undisturbed, uri, count = folder(), folder(), 20 * kills
+    whole = convert_drawn(undisturbed, train_count=count)
+    parts = sum(len(each.manifest.shards) for each in whole.values())
     finished: dict[str, Any] = {}
-    for _ in range(3):
-        kill_after(uri, len(records(uri)) + 1, moments.uniform(0, 0.03))
+    for _ in range(kills):
+        kill_after(uri, count, len(records(uri)) + 1, moments.uniform(0, 0.03))
         shards, now = finished_shards(uri), writes(uri)
         assert finished.keys() < shards
         finished = {name: now[name] for name in shards} | finished
     assert not any(has_split(uri, split) for split in ("train", "val"))
     told: list[str] = []
-    result = convert_drawn(uri, say=told.append)
+    result = convert_drawn(uri, train_count=count, say=told.append)
     assert told == [f"continuing: {len(finished)} of {parts} parts are there"]
     assert sum(each.resumed for each in result.values()) >= len(finished)
     assert contents(uri) == contents(undisturbed)
