@@ -4,17 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_space import SPACE
 
 from sr4ir_dist import storage
 from sr4ir_dist.tuning import trial
 
 NAME = "drawn_cls/edsr-x4/sr4ir"
-SPACE = {
-    "about": "a test",
-    "task": "classification",
-    "metric": "top1",
-    "parameters": {"losses.tdp": {"loguniform": [0.1, 10]}},
-}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from small_space import SPACE
 
 from sr4ir_dist import experiments, storage
 from sr4ir_dist.overrides import override
@@ -12,12 +13,6 @@ from sr4ir_dist.tuning.deadline import Deadline, set_deadline
 from sr4ir_dist.tuning.space import Space, SpaceError
 from sr4ir_dist.tuning.trial import Trials
 
-TREE = {
-    "about": "a test",
-    "task": "classification",
-    "metric": "top1",
-    "parameters": {"losses.tdp": {"loguniform": [0.1, 10]}},
-}
 EXPERIMENT = experiments.make("drawn_cls/edsr-x4/sr4ir")
 
 
@@ -35,11 +30,11 @@ def request(folder, experiment=EXPERIMENT, data=("d",)):
     ],
 )
 def test_another_search_is_not_resumed(tmp_path, changes, settings, data, message):
-    space = Space.model_validate(TREE | {"trials": 32})
+    space = Space.model_validate(SPACE | {"trials": 32})
     kept = search._record(space, request(tmp_path))
     storage.write_json(tmp_path / "search.json", kept)
     search._check_start(space, request(tmp_path), resume=True)
-    other = Space.model_validate(TREE | {"trials": 32} | changes)
+    other = Space.model_validate(SPACE | {"trials": 32} | changes)
     wanted = request(tmp_path, override(EXPERIMENT, settings), data)
     with pytest.raises(SpaceError, match=message):
         search._check_start(other, wanted, resume=True)

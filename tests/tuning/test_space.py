@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_space import SPACE
 
 from sr4ir_dist import experiments
 from sr4ir_dist.config import ExperimentError
@@ -11,23 +12,17 @@ from sr4ir_dist.tuning.space import Parameter, Space, SpaceError, active, apply,
 
 SHIPPED = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.yaml"))
 EXPERIMENT = "drawn_cls/edsr-x4/sr4ir"
-TREE = {
-    "about": "a test",
-    "task": "classification",
-    "metric": "top1",
-    "parameters": {"losses.tdp": {"loguniform": [0.1, 10]}},
-}
 
 PBT = {"search": {"name": "random"}, "scheduler": {"name": "pbt"}}
 
 
 def space(**changes):
-    return Space.model_validate(TREE | changes)
+    return Space.model_validate(SPACE | changes)
 
 
 def written(folder, **changes):
     path = folder / "space.yaml"
-    path.write_text(yaml.safe_dump(TREE | changes))
+    path.write_text(yaml.safe_dump(SPACE | changes))
     return str(path)
 
 
@@ -163,6 +158,7 @@ def test_settings_of_all_trials_are_applied():
         ({"integer": [1, 7], "step": 3}, (1, 4, 7)),
         ({"integer": [1, 3]}, (1, 2, 3)),
         ({"uniform": [0, 1], "step": 0.25}, (0, 0.25, 0.5, 0.75, 1)),
+        ({"uniform": [0, 0.3], "step": 0.1}, (0, 0.1, 0.2, 0.3)),
         ({"uniform": [0.1, 0.3], "step": 0.1}, (0.1, 0.2, 0.3)),
         ({"uniform": [0, 1]}, None),
         ({"loguniform": [0.1, 1]}, None),
