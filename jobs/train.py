@@ -51,10 +51,37 @@ def main(
         str | None,
         typer.Option("--experiment", help="Take it from a JSON file (path or URI), not by name."),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Ranks that train together.")] = 1,
+    workers: Annotated[
+        str,
+        typer.Option(
+            help="Ranks that train together: a number, or `LEAST:MOST` to go on with fewer of them "
+            "when nodes are lost and with more when nodes come."
+        ),
+    ] = "1",
     cpus: Cpus = None,
     gpu: Gpu = None,
-    max_failures: Annotated[int, typer.Option(help="Restarts after a worker died.")] = 3,
+    large_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Train on so many images a step, with learning rates scaled to match: SGD's by "
+            "the factor, AdamW's by its square root, both rising over the first 5 epochs."
+        ),
+    ] = None,
+    max_failures: Annotated[int, typer.Option(help="Restarts without a new checkpoint.")] = 3,
+    wait_minutes: Annotated[
+        float, typer.Option(min=0, help="How long to wait for nodes that an autoscaler adds.")
+    ] = 0,
+    rank_timeout: Annotated[
+        float,
+        typer.Option(min=10, help="Seconds that ranks wait for one another before a restart."),
+    ] = 600,
+    callback: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="`module:name` that takes the plan and returns an observer, to be told of losses "
+            "and evaluations beside TensorBoard; may be repeated."
+        ),
+    ] = None,
     address: Address = None,
     cache_dir: CacheDir = None,
     log_every: Annotated[int, typer.Option(min=1, help="Steps between lines of progress.")] = 10,
@@ -82,7 +109,7 @@ def main(
         if list_names:
             _list(name)
             return
-        experiment = _experiment(name, experiment_file, settings or [])
+        experiment = _experiment(name, experiment_file, large_batch, settings or [])
         if show:
             _show(experiment)
             return
@@ -97,7 +124,10 @@ def main(
         refuse_job_folder(storage_uri)
         chosen = [experiment] if seeds is None else _with_seeds(experiment, seeds)
         plans = [make_plan(each, data=data, storage_uri=storage_uri, say=say) for each in chosen]
-        resources = launch.Resources(workers, cpus, gpu, max_failures)
+        least, most = _workers(workers)
+        resources = launch.Resources(
+            most, cpus, gpu, max_failures, least, 60 * wait_minutes, rank_timeout
+        )
         results = []
         for plan in plans:
             result = launch.finished_result(plan)
@@ -106,7 +136,14 @@ def main(
                 for note in plan.notes:
                     say(f"note: {note}")
                 parallel.connect(address)
-                result = launch.train(plan, resources, log_every=log_every, cache_dir=cache_dir)
+                result = launch.train(
+                    plan,
+                    resources,
+                    log_every=log_every,
+                    cache_dir=cache_dir,
+                    observers=callback or (),
+                    say=say,
+                )
             else:
                 console.print(f"run [bold]{plan.run}[/] is finished already", highlight=False)
             _print_result(result)
@@ -117,6 +154,15 @@ def main(
             figures = over_seeds(results)
             console.print(_spread(experiment.name, [each.seed for each in chosen], figures))
             write_result(json_file, {"runs": results, "metrics": figures})
+
+
+def _workers(given: str) -> tuple[int | None, int]:
+    """The least number of ranks, where there is a range, and the largest."""
+    least, colon, most = given.partition(":")
+    numbers = (least, most) if colon else (least,)
+    if not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"--workers {given}: expected a number such as 8, or a range such as 2:8")
+    return (int(least), int(most)) if colon else (None, int(least))
 
 
 def _with_seeds(experiment: Experiment, seeds: str) -> list[Experiment]:
@@ -133,13 +179,19 @@ def _spread(name: str, seeds: list[int], figures: dict[str, dict[str, float]]) -
     return table
 
 
-def _experiment(name: str | None, file: str | None, settings: list[str]) -> Experiment:
+def _experiment(
+    name: str | None, file: str | None, large_batch: int | None, settings: list[str]
+) -> Experiment:
     if (name is None) == (file is None):
         raise typer.BadParameter("give an experiment's name (see --list) or --experiment FILE")
     if file is not None:
-        return override(from_json(storage.read_bytes(file)), settings)
-    assert name is not None
-    return override(experiments.make(name), settings)
+        experiment = from_json(storage.read_bytes(file))
+    else:
+        assert name is not None
+        experiment = experiments.make(name)
+    if large_batch is not None:
+        experiment = experiments.large_batch(experiment, large_batch)
+    return override(experiment, settings)
 
 
 def _list(part: str | None) -> None:

@@ -229,7 +229,9 @@ class CheckpointSettings(Settings):
     every_epochs: Positive = 1
     """Publish after each so many epochs, and after every evaluation."""
     every_steps: Positive | None = None
-    """Also publish after each so many steps of the run; None: at epochs only."""
+    """Also publish after each so many steps of the run."""
+    every_minutes: Annotated[float, Field(gt=0, le=10_000)] | None = 15.0
+    """Also publish when so much time has passed since the last checkpoint; None: never."""
     keep: Positive = 2
     """The newest so many checkpoints are kept."""
     keep_best: NonNegative = 1
@@ -253,6 +255,9 @@ class Experiment(Settings):
     """First epochs in which the learning rates rise linearly (detection: 1)."""
     batch_size: Positive = 128
     """Images of a training step over all ranks."""
+    micro_batch: Positive | None = None
+    """The most images of a rank's pass; a larger share takes several, whose gradients add up. Batch
+    norm then sees the images of one pass, on all ranks. None: one pass."""
     data: DataSettings = DataSettings()
     degradation: DegradationSettings = DegradationSettings()
     sr: SRNetwork | None = SRNetwork()
@@ -333,7 +338,12 @@ class Experiment(Settings):
         """
         tree = self.model_dump(mode="json")
         # What is reported, as far as its files are at hand, and what is kept change no weight.
-        del tree["evaluation"]["lpips"], tree["checkpoint"]["keep_best"]
+        del tree["evaluation"]["lpips"]
+        for field in ("keep_best", "every_minutes"):
+            del tree["checkpoint"][field]
+        if self.micro_batch is None:
+            # As before there was such a setting.
+            del tree["micro_batch"]
         content = json.dumps([tree, data], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:8]
 

@@ -9,6 +9,7 @@ scale is Table S5's blur before the degradation.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ IMAGENET = "IMAGENET1K_V1"
 DIV2K = "DIV2K"
 SCALES = (2, 4, 8)
 BLURS = (5, 10, 15)
+_LR_WARMUP_EPOCHS = 5  # of large batches
 _BLURRED = ("l2t", "sr4ir")
 _SR_PATCH = 48  # LR side of a pre-training patch, as EDSR and SwinIR publish it
 _MIDDLE = re.compile(r"^(?:(?P<sr>\w+)-)?x(?P<scale>[248])(?:-blur(?P<blur>\d+))?$")
@@ -246,6 +248,36 @@ def relevant(experiment: Experiment) -> Experiment:
         tree["cqmix"] = defaults["cqmix"]
     if not _warmup(experiment.recipe):
         tree["warmup_epochs"] = 0
+    return from_tree(tree)
+
+
+def large_batch(experiment: Experiment, images: int) -> Experiment:
+    """The same experiment on a larger global batch, with learning rates to match.
+
+    A batch k times as large has k times SGD's learning rate (Goyal et al., "Accurate, Large
+    Minibatch SGD", 2017, section 2.1) and the square root of k times AdamW's (Malladi et al., "On
+    the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022), as have the floors to which
+    they decay. The rates rise linearly in the first 5 epochs (Goyal et al., section 2.2), or as
+    many as come before the TDP loss.
+
+    Raises:
+        ExperimentError: the batch is not larger, or leads to settings that are out of range.
+    """
+    factor = images / experiment.batch_size
+    if factor <= 1:
+        raise ExperimentError(
+            f"large_batch={images} must be more than batch_size={experiment.batch_size}"
+        )
+    tree = experiment.model_dump(mode="json")
+    tree["batch_size"] = images
+    for settings in tree["optimizers"].values():
+        by = factor if settings["type"] == "sgd" else math.sqrt(factor)
+        settings["lr"] *= by
+        settings["lr_floor"] *= by
+    room = experiment.epochs
+    if recipes.get(experiment.recipe).restart:
+        room = experiment.warmup_epochs
+    tree["lr_warmup_epochs"] = max(experiment.lr_warmup_epochs, min(_LR_WARMUP_EPOCHS, room))
     return from_tree(tree)
 
 

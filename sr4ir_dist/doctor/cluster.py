@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sr4ir_dist import parallel
 from sr4ir_dist.doctor.finding import Finding, Status, probe
 from sr4ir_dist.doctor.node import differences, report
-from sr4ir_dist.training import launch
+from sr4ir_dist.training.capacity import Resources, fit_workers
 
 _CONNECT_S, _REACH_S, _NODES_S = 60, 5, 120
 _START = "start Ray there (ray start --head), or name another --address (RAY_ADDRESS)"
@@ -27,7 +27,7 @@ _MEND_NODES = (
 
 
 def findings(
-    address: str | None, resources: launch.Resources, storage_uri: str | None
+    address: str | None, resources: Resources, storage_uri: str | None
 ) -> Iterator[Finding]:
     """The checks of Ray; joins the cluster if there is one, and never starts one.
 
@@ -112,7 +112,7 @@ def cluster(address: str) -> Finding:
     return probe("ray cluster", join, mend=f"{_START}; its token must be ours", limit_s=_CONNECT_S)
 
 
-def room(nodes: list[Mapping[str, float]], resources: launch.Resources) -> Finding:
+def room(nodes: list[Mapping[str, float]], resources: Resources) -> Finding:
     """Whether all workers find a node, by what a run itself checks.
 
     Args:
@@ -122,7 +122,7 @@ def room(nodes: list[Mapping[str, float]], resources: launch.Resources) -> Findi
     workers = resources.workers
 
     def fit() -> str:
-        cpus, gpu = launch.fit_workers(nodes, resources)
+        cpus, gpu = fit_workers(nodes, resources)
         each = f"{cpus} CPU(s){' and a GPU' if gpu else ''}"
         return f"{workers} worker(s) with {each} each find room on {len(nodes)} node(s)"
 

@@ -43,8 +43,8 @@ class Engine(Protocol):
         """Run the network that learns."""
         ...
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of this rank's loss."""
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Accumulate the gradient of this rank's loss; `last` unless more follow before `step`."""
         ...
 
     def step(self, rates: Sequence[float]) -> None:
@@ -105,7 +105,7 @@ class PlainEngine:
         """Run the network that learns."""
         return self.module(*inputs)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Accumulate the gradient of this rank's loss."""
         loss.backward()
 
@@ -195,8 +195,9 @@ class DeepSpeedEngine:
         """Run the network that learns."""
         return self._engine(*inputs)
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of this rank's loss."""
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Accumulate the gradient of this rank's loss; the last one of a step is reduced."""
+        self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
 
     def step(self, rates: Sequence[float]) -> None:

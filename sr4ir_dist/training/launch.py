@@ -2,49 +2,48 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import ray
 import ray.train
 import ray.train.torch
+from ray.exceptions import RayActorError
 
-from sr4ir_dist import recipes, retention, storage
+from sr4ir_dist import checkpoint, recipes, retention, storage
 from sr4ir_dist.config import ExperimentError
 from sr4ir_dist.training.build import make_task
+from sr4ir_dist.training.capacity import Resources, check_resources, wait_for_room
+from sr4ir_dist.training.network import SettledTorchConfig
+from sr4ir_dist.training.observers import load_callback
 from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan
-from sr4ir_dist.training.worker import EvaluationJob, Job, evaluate_worker, run_worker
+from sr4ir_dist.training.views import cut
+from sr4ir_dist.training.watchdog import from_collective
+from sr4ir_dist.training.worker import LEFT, EvaluationJob, Job, evaluate_worker, run_worker
 
 _RAY_FOLDER = "ray"  # what Ray keeps for itself, beside our checkpoints
 # How long a checkpoint in use is kept from being pruned where nobody says that the use has ended.
 # Each launch of a run begins the time anew.
 _RUN_DAYS, _EVALUATION_DAYS = 30, 3
+_START_S = 60.0  # in which workers start on nodes that have room
 
 
 class TrainingError(RuntimeError):
     """A run that ended without a result; its checkpoints stay usable."""
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What a run takes of the cluster.
-
-    Results depend on the number of workers by rounding, and by what dropout, stochastic depth and
-    a detector's sampling draw on each rank.
+class WorkersLostError(TrainingError):
+    """Workers died, or did not start, more often than is borne.
 
     Attributes:
-        workers: ranks.
-        cpus: CPUs of each; None divides the cluster's among them.
-        gpu: one GPU for each worker; None uses GPUs where the cluster has enough of them.
-        max_failures: how often workers that died are started again.
+        at_start: they did not start; Ray gives that one try alone.
     """
 
-    workers: int = 1
-    cpus: int | None = None
-    gpu: bool | None = None
-    max_failures: int = 3
+    def __init__(self, message: str, *, at_start: bool) -> None:
+        super().__init__(message)
+        self.at_start = at_start
 
 
 def finished_result(plan: Plan) -> dict[str, Any] | None:
@@ -60,8 +59,13 @@ def train(
     log_every: int = 10,
     cache_dir: str | None = None,
     callback: ray.train.UserCallback | None = None,
+    observers: Sequence[str] = (),
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train a planned run to its end, continuing it where it has checkpoints.
+
+    Workers leave a node that is about to be taken away, having saved, and go on elsewhere. Where
+    they die, they are started again from the newest checkpoint, as long as the run comes further.
 
     Args:
         plan: from `make_plan`.
@@ -69,6 +73,9 @@ def train(
         log_every: steps between two lines of progress.
         cache_dir: node-local cache of shards from remote storage.
         callback: hears of each evaluation as soon as its checkpoint is published.
+        observers: what else is told of the run on its rank 0, each `module:name` of something that
+            takes the plan and returns an `Observer`.
+        say: is told what the run waits for.
 
     Returns:
         The run's result: `run`, `run_uri`, `checkpoint`, `experiment`, `steps`, `seconds`,
@@ -82,27 +89,50 @@ def train(
     if done is not None:
         return done
     check_shares(plan, resources.workers)
-    cpus, gpu = check_resources(resources)
-    job = Job(
-        plan,
-        cpus,
-        log_every,
-        _local(cache_dir),
-        started=uuid.uuid4().hex,
-        awaited=callback is not None,
-    )
-    # Our checkpoints say where the run stands. What Ray kept of an earlier launch can only harm: it
-    # may be half-written, and another version of Ray refuses it.
-    storage.delete(storage.join(plan.run_uri, _RAY_FOLDER))
-    callbacks = [] if callback is None else [callback]
-    trainer = _trainer(
-        run_worker, job, resources, cpus, gpu, folder=plan.run_uri, callbacks=callbacks
-    )
+    for name in observers:
+        load_callback(name)
     starts = [start.uri.rpartition("/")[0] for start in plan.starts.values() if start.uri]
     until = storage.join(plan.run_uri, RESULT)
-    for uri in starts:
-        retention.hold(uri, by=plan.run_uri, days=_RUN_DAYS, until=until)
-    result = _fit(trainer, f"run {plan.run}")
+    job = Job(
+        plan,
+        threads=0,
+        log_every=log_every,
+        cache_dir=_local(cache_dir),
+        started="",
+        rank_timeout_s=resources.rank_timeout_s,
+        awaited=callback is not None,
+        observers=tuple(observers),
+    )
+    callbacks = [_Failures(resources.max_failures), *([] if callback is None else [callback])]
+    left: set[str] = set()
+    failures = 0
+    while True:
+        cpus, gpu = wait_for_room(resources, say, left)
+        # A node that was lost gets time to come back.
+        resources = replace(resources, wait_s=max(resources.wait_s, resources.rank_timeout_s))
+        for uri in starts:
+            retention.hold(uri, by=plan.run_uri, days=_RUN_DAYS, until=until)
+        newest = checkpoint.newest_first(plan.run_uri)[:1]
+        job = replace(job, threads=cpus, started=uuid.uuid4().hex)
+        # Our checkpoints say where the run stands. What Ray kept of an earlier launch can only
+        # harm: it may be half-written, and another version of Ray refuses it.
+        storage.delete(storage.join(plan.run_uri, _RAY_FOLDER))
+        trainer = _trainer(
+            run_worker, job, resources, cpus, gpu, folder=plan.run_uri, callbacks=callbacks
+        )
+        try:
+            result = _fit(trainer, f"run {plan.run}")
+        except WorkersLostError as error:
+            came_further = checkpoint.newest_first(plan.run_uri)[:1] != newest
+            failures = 0 if came_further else failures + 1
+            if failures > (resources.max_failures if error.at_start else 0):
+                raise
+            say(f"{error}; starting again")
+            continue
+        if LEFT not in result:
+            break
+        left.update(result[LEFT])
+        say(f"node {', '.join(result[LEFT])} is about to be taken away: going on elsewhere")
     for uri in starts:
         retention.release(uri, by=plan.run_uri)
     return result
@@ -157,12 +187,17 @@ def _trainer(
     callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> ray.train.torch.TorchTrainer:
     filesystem, path = storage.filesystem(folder)
+    _limit_waits(resources)
     return ray.train.torch.TorchTrainer(
         worker,
         train_loop_config={"job": job},
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=SettledTorchConfig(
+            backend="nccl" if gpu else "gloo", timeout_s=round(resources.rank_timeout_s)
+        ),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=resources.workers
+            if resources.least is None
+            else (resources.least, resources.workers),
             use_gpu=gpu,
             resources_per_worker={"CPU": cpus, "GPU": 1} if gpu else {"CPU": cpus},
         ),
@@ -171,7 +206,9 @@ def _trainer(
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(
-                max_failures=resources.max_failures, controller_failure_limit=3
+                max_failures=resources.max_failures,
+                # Ray counts them over a whole run.
+                controller_failure_limit=0,
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),
@@ -184,8 +221,12 @@ def _trainer(
 def _fit(trainer: ray.train.torch.TorchTrainer, what: str) -> dict[str, Any]:
     try:
         result = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        why = cause(getattr(error, "worker_failures", None) or {}) or str(error)
+        at_start = isinstance(error, ray.train.ControllerError)
+        raise WorkersLostError(f"{what} failed: {why}", at_start=at_start) from error
     except Exception as error:
-        raise TrainingError(f"{what} failed: {_cause(error)}") from error
+        raise TrainingError(f"{what} failed: {error}") from error
     if not isinstance(result, dict):
         raise TrainingError(f"{what} ended without a result; start it again to continue")
     if "refused" in result:
@@ -202,69 +243,38 @@ def check_shares(plan: Plan, workers: int) -> None:
     if workers > plan.experiment.batch_size:
         raise ExperimentError(
             f"workers={workers} exceed batch_size={plan.experiment.batch_size}: a worker "
-            "needs at least one image of each step; use fewer workers or a larger batch_size"
+            "needs at least one image of each step; use fewer workers, or train on a larger batch "
+            "with learning rates to match (--large-batch)"
         )
     experiment, task = plan.experiment, make_task(plan.experiment)
     if task is None or "task" not in recipes.get(experiment.recipe).updates:
         return
     local = experiment.batch_norm == "local"
-    # A rank without images takes part with none; one with a single image is what fails.
-    images = max(1, plan.smallest_step // workers) if local else plan.smallest_step
+    images = _smallest_pass(plan, workers, local=local)
     if images < task.min_images:
         raise ExperimentError(
             f"batch_size={experiment.batch_size} leaves a step of {plan.smallest_step} images"
-            f"{f' on {workers} workers' if local else ''}; {experiment.name} needs "
+            f"{f' on {workers} workers' if local else ''}"
+            f"{_in_passes(experiment.micro_batch)}; {experiment.name} needs "
             f"{task.min_images}{' on each' if local else ''}, for its batch norm: choose another "
             "batch_size"
         )
 
 
-def check_resources(resources: Resources) -> tuple[int, bool]:
-    """The CPUs of each worker and whether it gets a GPU, on the cluster that was joined.
+def _smallest_pass(plan: Plan, workers: int, *, local: bool) -> int:
+    """How many images batch norm sees at least: of all ranks, or of one."""
+    step, micro_batch = plan.smallest_step, plan.experiment.micro_batch
+    most = -(-step // workers)
+    shares = [step * (rank + 1) // workers - step * rank // workers for rank in range(workers)]
+    cuts = [[at.stop - at.start for at in cut(share, most, micro_batch)] for share in shares]
+    if local:
+        # A rank without images takes part with none; one with a single image is what fails.
+        return min((images for sizes in cuts for images in sizes if images), default=1)
+    return min(sum(sizes) for sizes in zip(*cuts, strict=True))
 
-    Raises:
-        ExperimentError: the cluster has not what is asked for.
-    """
-    if resources.workers < 1:
-        raise ExperimentError(f"workers={resources.workers} must be at least 1")
-    return fit_workers([node["Resources"] for node in ray.nodes() if node["Alive"]], resources)
 
-
-def fit_workers(nodes: Sequence[Mapping[str, float]], resources: Resources) -> tuple[int, bool]:
-    """The CPUs of each worker, and whether it gets a GPU, so that all workers find a node.
-
-    Args:
-        nodes: `CPU` and `GPU` of each node; a worker lies on one node.
-        resources: what is asked for.
-
-    Raises:
-        ExperimentError: the nodes have not what is asked for.
-    """
-    workers = resources.workers
-    has_cpus, has_gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
-    gpu = has_gpus >= workers if resources.gpu is None else resources.gpu
-    if gpu and workers > has_gpus:
-        raise ExperimentError(f"workers={workers} need {workers} GPUs; the cluster has {has_gpus}")
-
-    def room(cpus: int) -> int:
-        """How many workers of so many CPUs the nodes can hold."""
-        return sum(
-            min(int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0)) if gpu else workers)
-            for node in nodes
-        )
-
-    cpus = resources.cpus
-    if cpus is None:
-        cpus = next((n for n in range(has_cpus // workers, 1, -1) if room(n) >= workers), 1)
-    if cpus < 1:
-        raise ExperimentError(f"cpus={cpus} must be at least 1")
-    if room(cpus) < workers:
-        raise ExperimentError(
-            f"workers={workers} with {cpus} CPUs{' and a GPU' if gpu else ''} each do not fit: the "
-            f"cluster has room for {room(cpus)} of them ({has_cpus} CPUs, {has_gpus} GPUs, on "
-            f"{len(nodes)} nodes)"
-        )
-    return cpus, gpu
+def _in_passes(micro_batch: int | None) -> str:
+    return "" if micro_batch is None else f" in passes of micro_batch={micro_batch}"
 
 
 def _local(folder: str | None) -> str | None:
@@ -280,9 +290,47 @@ def _worker_environment(gpu: bool) -> dict[str, str]:
     return environment
 
 
-def _cause(error: BaseException) -> str:
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        rank, first = min(failures.items())
-        return f"worker {rank}: {first}"
-    return str(error)
+def _limit_waits(resources: Resources) -> None:
+    """Ray Train waits for ever in places; its controller reads these when it starts."""
+    limits = {
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": resources.rank_timeout_s,
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": resources.rank_timeout_s,
+        # A node that was lost gets the same time to be replaced.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": max(_START_S, resources.wait_s),
+    }
+    for name, seconds in limits.items():
+        os.environ[name] = str(seconds)
+
+
+class _Failures(ray.train.UserCallback):
+    """Runs in Ray Train's controller, and tells why workers are started again."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._count = most, 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self._count += 1
+        print(
+            f"failure {self._count}, {self._most} are borne: {cause(worker_exceptions)}", flush=True
+        )
+
+
+def cause(failures: Mapping[int, BaseException]) -> str:
+    """The failure that was not just another rank's, in words; empty where there is none."""
+
+    def collateral(item: tuple[int, BaseException]) -> tuple[bool, bool, int]:
+        rank, error = item
+        error = _plain(error)
+        return from_collective(error), isinstance(error, RayActorError), rank
+
+    if not failures:
+        return ""
+    rank, error = min(failures.items(), key=collateral)
+    return f"worker {rank}: {_plain(error)}"
+
+
+def _plain(error: BaseException) -> BaseException:
+    """The error that a worker raised, without what Ray wraps around it."""
+    for name in ("_base_exc", "health_check_failure"):
+        error = getattr(error, name, error)
+    return error

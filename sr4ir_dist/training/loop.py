@@ -13,11 +13,13 @@ from torch import Tensor
 
 from sr4ir_dist.config import Role
 from sr4ir_dist.data.loader import Loader
+from sr4ir_dist.training.agreement import Wish
 from sr4ir_dist.training.batch_norm import average_running_statistics
 from sr4ir_dist.training.evaluate import evaluate
 from sr4ir_dist.training.schedules import halving, learning_rate
 from sr4ir_dist.training.state import Progress
 from sr4ir_dist.training.step import Rates, train_step
+from sr4ir_dist.training.throughput import Meter
 from sr4ir_dist.training.views import Setup, make_inputs
 
 
@@ -31,15 +33,21 @@ class Hooks:
 
     Attributes:
         publish: save a checkpoint of the engines at this progress.
-        logged: the mean losses since the last call, at this progress.
+        entered: what this rank does from now on, and how many steps of the run are done.
+        logged: since the last call: the mean losses with the learning rates, and `Meter.read`.
         evaluated: a new record at the end of the progress's history.
         judging: how far an evaluation is, in words.
+        wish: asked after each step; what to do before the next one, the same on every rank.
     """
 
     publish: Callable[[Progress], None]
-    logged: Callable[[Progress, dict[str, float]], None] = lambda progress, losses: None
+    entered: Callable[[str, int], None] = lambda doing, step: None
+    logged: Callable[[Progress, dict[str, float], dict[str, float]], None] = (
+        lambda progress, losses, speed: None
+    )
     evaluated: Callable[[Progress], None] = lambda progress: None
     judging: Callable[[str], None] = lambda text: None
+    wish: Callable[[], Wish] = lambda: Wish.NONE
 
 
 def train(
@@ -53,8 +61,10 @@ def train(
 ) -> Progress:
     """Train from `progress` to the experiment's last epoch, or only judge what learns nothing.
 
-    Every rank must call it with its own loaders. What a step computes depends on the experiment,
-    the data and the number of ranks alone, so a run that resumes repeats an uninterrupted one.
+    Every rank must call it with its own loaders. It ends early where `hooks.wish` says so, having
+    published the state after the last step, before any evaluation. What a step computes depends on
+    the experiment, the data and the number of ranks alone, so a run that resumes repeats an
+    uninterrupted one.
 
     Raises:
         NonFiniteLossError: a loss is not finite; nothing is published after that step.
@@ -62,16 +72,20 @@ def train(
     experiment = setup.experiment
     steps = training.steps_per_epoch
     losses = LossLog(setup)
+    meter = Meter(setup.device, setup.world_size, lambda part: hooks.entered(part, progress.step))
     last = experiment.epochs if setup.recipe.phases else 1
     for epoch in range(progress.epoch, last + 1):
         after_warmup = epoch > experiment.warmup_epochs
         batches = training.epoch(epoch, progress.step_in_epoch) if setup.recipe.phases else ()
-        started = time.perf_counter()
-        for batch in batches:
+        wish, started = Wish.NONE, time.perf_counter()
+        meter.pause()
+        for batch in meter.batches(batches):
             _reseed(setup, progress.step)
             inputs = make_inputs(setup, batch, epoch)
             rates = learning_rates(setup, progress.step, steps)
-            terms = train_step(setup, inputs, after_warmup=after_warmup, rates=rates)
+            terms = train_step(
+                setup, inputs, after_warmup=after_warmup, rates=rates, timed=meter.part
+            )
             _share_running_statistics(setup, inputs.share)
             progress = replace(
                 progress, step=progress.step + 1, step_in_epoch=progress.step_in_epoch + 1
@@ -79,7 +93,9 @@ def train(
             losses.add(progress.step, batch.ids, terms)
 
             epoch_ends = progress.step_in_epoch == steps
-            publish_now = not epoch_ends and _due(progress.step, experiment.checkpoint.every_steps)
+            wish = hooks.wish()
+            due = _due(progress.step, experiment.checkpoint.every_steps)
+            publish_now = wish is Wish.LEAVE or (not epoch_ends and (due or wish is Wish.SAVE))
             log_now = _due(progress.step, log_every)
             if epoch_ends or publish_now:
                 progress = replace(progress, bad_rows=_bad_rows(setup, training, progress))
@@ -88,27 +104,36 @@ def train(
                 now = time.perf_counter()
                 progress = replace(progress, seconds=progress.seconds + now - started)
                 if log_now:
-                    hooks.logged(
-                        progress, losses.means() | {f"lr_{k}": v[0] for k, v in rates.items()}
-                    )
+                    means = losses.means() | {f"lr_{k}": v[0] for k, v in rates.items()}
+                    hooks.logged(progress, means, meter.read())
                 if publish_now:
+                    hooks.entered("saving", progress.step)
                     hooks.publish(progress)
+                if wish is Wish.LEAVE:
+                    return progress
                 started = time.perf_counter()
 
         judged = epoch == last or _due(epoch, experiment.evaluation.every_epochs)
         if judged:
-            figures = {"epoch": epoch, "step": progress.step}
-            figures |= evaluate(setup, validation, hooks.judging)
-            if progress.bad_rows:
-                figures["bad_training_images"] = len(progress.bad_rows)
-            progress = replace(progress, history=(*progress.history, figures))
-            hooks.evaluated(progress)
+            progress = _judge(setup, validation, progress, hooks)
         progress = replace(progress, epoch=epoch + 1, step_in_epoch=0, bad_rows=())
         due = _due(epoch, experiment.checkpoint.every_epochs)
         due |= _due(progress.step, experiment.checkpoint.every_steps)
         # A figure without the networks that reached it could not be checked.
-        if judged or due:
+        if judged or due or wish is Wish.SAVE:
+            hooks.entered("saving", progress.step)
             hooks.publish(progress)
+    return progress
+
+
+def _judge(setup: Setup, validation: Loader, progress: Progress, hooks: Hooks) -> Progress:
+    hooks.entered("evaluating", progress.step)
+    figures = {"epoch": progress.epoch, "step": progress.step}
+    figures |= evaluate(setup, validation, hooks.judging)
+    if progress.bad_rows:
+        figures["bad_training_images"] = len(progress.bad_rows)
+    progress = replace(progress, history=(*progress.history, figures))
+    hooks.evaluated(progress)
     return progress
 
 

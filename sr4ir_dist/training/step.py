@@ -7,8 +7,9 @@ losses to the engines of the networks that learn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +19,19 @@ from sr4ir_dist.losses.adversarial import real_fake
 from sr4ir_dist.losses.pixel import l1
 from sr4ir_dist.losses.tdp import tdp
 from sr4ir_dist.recipes import Phase, Term
-from sr4ir_dist.training.views import Inputs, Setup, Views
+from sr4ir_dist.training.views import Inputs, Setup, Views, in_passes
 
 Rates = Mapping[Role, Sequence[float]]
 """The learning rates of each network that learns, one for each group of its parameters."""
 
 
 def train_step(
-    setup: Setup, inputs: Inputs, *, after_warmup: bool, rates: Rates
+    setup: Setup,
+    inputs: Inputs,
+    *,
+    after_warmup: bool,
+    rates: Rates,
+    timed: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Tensor]:
     """Run every phase of the recipe once (paper equation 3 for SR4IR).
 
@@ -34,23 +40,30 @@ def train_step(
         inputs: this rank's images; a rank without images joins with none.
         after_warmup: whether terms that wait for the end of the warm-up are active.
         rates: learning rates.
+        timed: is entered for each phase, `phase 1` or `phase 2`.
 
     Returns:
         Each active term's weighted loss, detached, on the device, times this rank's share: the mean
         over ranks is the global batch's.
     """
-    reported = {}
-    for phase in setup.recipe.phases:
+    reported: dict[str, Tensor] = {}
+    parts = in_passes(setup, inputs)
+    for number, phase in enumerate(setup.recipe.phases, 1):
         terms = [term for term in phase.terms if after_warmup or not term.after_warmup]
-        with only_trainable(setup, phase):
-            views = Views(setup, phase, inputs)
-            losses = {
-                term: _loss(setup, term, views, inputs)
-                * (inputs.task_share if term.loss == "task" else inputs.share)
-                for term in terms
-            }
-            _update(setup, phase, losses, views, rates)
-        reported |= {term.name: loss.detach() for term, loss in losses.items()}
+        with timed(f"phase {number}"), only_trainable(setup, phase):
+            for part in parts:
+                views = Views(setup, phase, part)
+                losses = {
+                    term: _loss(setup, term, views, part)
+                    * (part.task_share if term.loss == "task" else part.share)
+                    for term in terms
+                }
+                _backward(setup, phase, losses, views, last=part is parts[-1])
+                for term, loss in losses.items():
+                    known = reported.get(term.name)
+                    reported[term.name] = loss.detach() if known is None else known + loss.detach()
+            for role in phase.updates:
+                setup.engines[role].step(rates[role])
     return reported
 
 
@@ -92,19 +105,17 @@ def _loss(setup: Setup, term: Term, views: Views, inputs: Inputs) -> Tensor:
     return weight * setup.task.loss(views.task_outputs(term.view), inputs.targets)
 
 
-def _update(
-    setup: Setup, phase: Phase, losses: Mapping[Term, Tensor], views: Views, rates: Rates
+def _backward(
+    setup: Setup, phase: Phase, losses: Mapping[Term, Tensor], views: Views, *, last: bool
 ) -> None:
     if set(phase.updates) == {"sr", "task"}:
         through_task = [loss for term, loss in losses.items() if term.loss != "pixel"]
         direct = [loss for term, loss in losses.items() if term.loss == "pixel"]
-        setup.engines["task"].backward(torch.stack(through_task).sum())
+        setup.engines["task"].backward(torch.stack(through_task).sum(), last=last)
         assert views.relay is not None
         assert views.relay.grad is not None
         relayed = (views.image("sr") * views.relay.grad).sum()
-        setup.engines["sr"].backward(torch.stack([*direct, relayed]).sum())
+        setup.engines["sr"].backward(torch.stack([*direct, relayed]).sum(), last=last)
     else:
         (role,) = phase.updates
-        setup.engines[role].backward(torch.stack(list(losses.values())).sum())
-    for role in phase.updates:
-        setup.engines[role].step(rates[role])
+        setup.engines[role].backward(torch.stack(list(losses.values())).sum(), last=last)

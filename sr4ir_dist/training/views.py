@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class Inputs:
         cells: N,1,grid,grid CQMix cells, 1 for SR; None where no term needs them.
         share: this rank's images over an even share of the global batch.
         task_share: the same for the task loss, in what that averages over.
+        most: images of the rank that has the most of them in this step.
     """
 
     hr: Tensor
@@ -78,6 +80,7 @@ class Inputs:
     cells: Tensor | None = None
     share: float = 1.0
     task_share: float | Tensor = 1.0
+    most: int = 0
 
 
 def make_inputs(setup: Setup, batch: Batch, epoch: int | None = None) -> Inputs:
@@ -102,7 +105,57 @@ def make_inputs(setup: Setup, batch: Batch, epoch: int | None = None) -> Inputs:
     if any(term.view == "cqmix" for term in recipe.terms):
         cells = draw_cells(experiment.seed, epoch, batch.keys, experiment.cqmix.grid)
     share = len(hr) * setup.world_size / batch.global_size
-    return Inputs(hr, lr, sizes, batch.targets, cells, share, _task_share(setup, batch, share))
+    task_share = _task_share(setup, batch, share)
+    most = -(-batch.global_size // setup.world_size)
+    return Inputs(hr, lr, sizes, batch.targets, cells, share, task_share, most)
+
+
+def in_passes(setup: Setup, inputs: Inputs) -> list[Inputs]:
+    """A rank's images in as many parts, on every rank, as `micro_batch` asks for.
+
+    The parts' losses, each times its shares, add up to those of the whole.
+    """
+    slices = cut(len(inputs.hr), inputs.most, setup.experiment.micro_batch)
+    if len(slices) == 1:
+        return [inputs]
+
+    def count(targets: Any, images: int) -> int | Tensor:
+        found = None if setup.task is None else setup.task.loss_count(targets)
+        return images if found is None else found
+
+    parts = []
+    images = max(1, len(inputs.hr))
+    whole = count(inputs.targets, images)
+    for at in slices:
+        size = at.stop - at.start
+        targets = None if inputs.targets is None else inputs.targets[at]
+        weight = count(targets, size) / (whole if isinstance(whole, int) else whole.clamp(min=1))
+        parts.append(
+            replace(
+                inputs,
+                hr=inputs.hr[at],
+                lr=None if inputs.lr is None else inputs.lr[at],
+                sizes=inputs.sizes[at],
+                targets=targets,
+                cells=None if inputs.cells is None else inputs.cells[at],
+                share=inputs.share * size / images,
+                task_share=inputs.task_share * weight,
+            )
+        )
+    return parts
+
+
+def cut(images: int, most: int, micro_batch: int | None) -> list[slice]:
+    """Where a rank's images are cut into passes: as evenly as it goes.
+
+    Args:
+        images: of this rank; it may have fewer than passes.
+        most: images of the rank with the most of them, which decides how many passes there are.
+        micro_batch: the most images of a pass; None for one pass of any size.
+    """
+    passes = 1 if micro_batch is None else max(1, -(-most // micro_batch))
+    ends = [images * done // passes for done in range(passes + 1)]
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def _canvas(setup: Setup, batch: Batch, *, training: bool) -> Tensor:

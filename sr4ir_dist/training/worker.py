@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.util
 import torch
 import torch.distributed as dist
 
 from sr4ir_dist import checkpoint, storage
 from sr4ir_dist.metrics.lpips import load_lpips
 from sr4ir_dist.training import state
+from sr4ir_dist.training.agreement import Agreement
 from sr4ir_dist.training.build import (
     build_networks,
     make_setup,
@@ -26,14 +31,19 @@ from sr4ir_dist.training.build import (
 )
 from sr4ir_dist.training.evaluate import evaluate
 from sr4ir_dist.training.loop import Hooks, NonFiniteLossError, train
+from sr4ir_dist.training.mirror import Mirror, own_output
+from sr4ir_dist.training.observers import Observers, RayMetrics, TensorBoard, load_callback
 from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan, load_start
 from sr4ir_dist.training.saving import Saver, SavingError, shared
 from sr4ir_dist.training.state import Progress
 from sr4ir_dist.training.views import Setup
+from sr4ir_dist.training.watchdog import LostRankError, Watchdog
 
 CHECKPOINT = "checkpoint"
 """The key of a report that names the evaluated checkpoint."""
 _POINTER = "pointer.json"
+LEFT = "left"
+"""The key of a result that only names nodes that the workers had to leave."""
 REFUSED = "refused.json"
 """Written by a worker that met an error which no retry can mend."""
 
@@ -48,8 +58,10 @@ class Job:
         log_every: steps between two lines of progress.
         cache_dir: node-local cache of shards from remote storage; None for the default.
         started: names the launch, so that an error of an earlier one is not taken for this one's.
+        rank_timeout_s: how long ranks wait for one another.
         awaited: someone decides by each evaluation whether the run goes on, so it is reported at
             once and not when the next checkpoint is saved.
+        observers: `module:name` of what else is told of the run, on rank 0.
     """
 
     plan: Plan
@@ -57,7 +69,9 @@ class Job:
     log_every: int
     cache_dir: str | None
     started: str
+    rank_timeout_s: float
     awaited: bool = False
+    observers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,17 +96,19 @@ def run_worker(config: dict[str, Job]) -> dict[str, Any]:
         config: the job, under the key `job`.
 
     Returns:
-        The run's result, or `{"refused": why}` where a retry could not help.
+        The run's result, `{"refused": why}` where a retry could not help, or `{"left": [node, ..]}`
+        where the workers have to go on elsewhere.
     """
     job = config["job"]
     rank, world_size = dist.get_rank(), dist.get_world_size()
     _quieten()
     torch.set_num_threads(job.threads)
-    why = shared(lambda: _earlier_refusal(job), rank)
-    if why is not None:
-        return {"refused": why}
     try:
-        return _run(job, rank, world_size)
+        with _watched(job, rank, world_size) as (watchdog, mirror):
+            why = shared(lambda: _earlier_refusal(job), rank)
+            if why is not None:
+                return {"refused": why}
+            return _run(job, rank, world_size, watchdog, mirror)
     except (NonFiniteLossError, SavingError) as error:
         return {"refused": str(error)}
     except ValueError as error:
@@ -124,7 +140,35 @@ def evaluate_worker(config: dict[str, EvaluationJob]) -> dict[str, float]:
         return evaluate(setup, loader, say)
 
 
-def _run(job: Job, rank: int, world_size: int) -> dict[str, Any]:
+@contextmanager
+def _watched(job: Job, rank: int, world_size: int) -> Iterator[tuple[Watchdog, Mirror]]:
+    """What goes on beside training: this rank's output is copied to the run, ranks are watched."""
+    address = ray.util.get_node_ip_address()
+    begun = shared(lambda: time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), rank)
+    watchdog = Watchdog(rank, world_size, address=address, limit_s=job.rank_timeout_s, say=print)
+    with Mirror(print) as mirror:
+        for name, path in own_output().items():
+            mirror.add(path, storage.join(job.plan.run_uri, "logs", begun, f"rank-{rank}.{name}"))
+        try:
+            with watchdog:
+                yield watchdog, mirror
+        except (NonFiniteLossError, SavingError):
+            raise
+        except LostRankError as error:
+            print(error)
+            raise
+        except Exception:
+            # Ray tells of it too, but not where a whole node is lost in the same moment.
+            traceback.print_exc()
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def _run(
+    job: Job, rank: int, world_size: int, watchdog: Watchdog, mirror: Mirror
+) -> dict[str, Any]:
     plan = job.plan
     experiment = plan.experiment
     say: Callable[[str], None] = print if rank == 0 else lambda text: None
@@ -148,21 +192,62 @@ def _run(job: Job, rank: int, world_size: int) -> dict[str, Any]:
         progress = state.load_progress(saved)
         say(f"continuing after step {progress.step} from {saved.uri}")
 
+    agreement = Agreement(
+        world_size,
+        every_minutes=experiment.checkpoint.every_minutes,
+        notice=_notice,
+        patience_s=job.rank_timeout_s,
+    )
     with (
+        agreement,
         Saver(setup, plan, say=say, report=_report, awaited=job.awaited) as saver,
         open_loader(setup, plan.data, "train", job.cache_dir) as training,
         open_loader(setup, plan.data, "val", job.cache_dir) as validation,
+        closing(_observers(job, rank, progress, mirror)) as observers,
     ):
         total = training.steps_per_epoch * experiment.epochs
+
+        def publish(progress: Progress) -> None:
+            agreement.saved()
+            saver.save(progress)
+
+        def logged(progress: Progress, losses: dict[str, float], speed: dict[str, float]) -> None:
+            say(_line(progress, losses, speed, total))
+            observers.logged(progress.step, losses | speed)
+
+        def evaluated(progress: Progress) -> None:
+            say(f"evaluated: {progress.history[-1]}")
+            observers.evaluated(progress.step, progress.history[-1])
+
         hooks = Hooks(
-            publish=saver.save,
-            logged=lambda progress, losses: say(_line(progress, losses, total)),
+            publish=publish,
+            entered=watchdog.entered,
+            logged=logged,
             judging=say,
-            evaluated=lambda progress: say(f"evaluated: {progress.history[-1]}"),
+            evaluated=evaluated,
+            wish=agreement.after_step,
         )
         progress = train(setup, training, validation, progress, hooks, log_every=job.log_every)
+        watchdog.entered("saving", progress.step)
         saver.finish()
+        if agreement.left is not None:
+            say(f"saved after step {progress.step}: a node is about to be taken away")
+            return {LEFT: agreement.left}
     return _finish(setup, plan, progress)
+
+
+def _notice() -> list[str] | None:
+    """The nodes that are about to be taken away; every rank must call it, and all get the same."""
+    info = ray.train.get_preemption_info()
+    return None if info is None else list(info.preempted_node_ids)
+
+
+def _observers(job: Job, rank: int, progress: Progress, mirror: Mirror) -> Observers:
+    if rank != 0:
+        return Observers([], print)
+    own = [TensorBoard(job.plan, progress.step, mirror), RayMetrics(job.plan)]
+    added = [load_callback(name)(job.plan) for name in job.observers]
+    return Observers([*own, *added], print)
 
 
 def _quieten() -> None:
@@ -250,8 +335,19 @@ def _finish(setup: Setup, plan: Plan, progress: Progress) -> dict[str, Any]:
     return result
 
 
-def _line(progress: Progress, losses: Mapping[str, float], total: int) -> str:
+def _line(
+    progress: Progress, losses: Mapping[str, float], speed: Mapping[str, float], total: int
+) -> str:
     rest = (total - progress.step) * progress.seconds / progress.step
     terms = "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
     where = f"epoch {progress.epoch}  step {progress.step}/{total}"
-    return f"{where}  {terms}  {progress.seconds:.0f} s, {rest:.0f} s to go"
+    parts = " + ".join(
+        f"{speed[part]:.3g} s {name}"
+        for part, name in (("data_wait", "data"), ("phase_1", "phase 1"), ("phase_2", "phase 2"))
+        if speed[part] or part == "data_wait"
+    )
+    pace = (
+        f"{speed['images_per_second']:.4g} images/s ({parts}; most data wait: rank "
+        f"{speed['data_wait_rank']:.0f})  {speed['memory_gib']:.2g} GiB"
+    )
+    return f"{where}  {terms}  {pace}  {progress.seconds:.0f} s, {rest:.0f} s to go"

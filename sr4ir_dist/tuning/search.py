@@ -17,7 +17,7 @@ from sr4ir_dist.config import Experiment, ExperimentError
 from sr4ir_dist.hub.names import is_name
 from sr4ir_dist.hub.versions import resolve
 from sr4ir_dist.networks import published
-from sr4ir_dist.training import launch
+from sr4ir_dist.training import capacity
 from sr4ir_dist.tuning.deadline import Deadline, set_deadline
 from sr4ir_dist.tuning.outcome import Outcome, outcomes
 from sr4ir_dist.tuning.space import Space, SpaceError, apply
@@ -118,31 +118,31 @@ def rooted(experiment: Experiment) -> Experiment:
     return apply(experiment, values)
 
 
-def settled(resources: launch.Resources) -> launch.Resources:
+def settled(resources: capacity.Resources) -> capacity.Resources:
     """What each trial takes, in numbers: a CPU a worker, or its share of the CPUs beside a GPU.
 
     Raises:
         ExperimentError: the cluster has not what a trial asks for.
     """
-    cpus, gpu = launch.check_resources(replace(resources, cpus=resources.cpus or 1))
+    cpus, gpu = capacity.check_resources(replace(resources, cpus=resources.cpus or 1))
     if gpu and resources.cpus is None:
         cluster = ray.cluster_resources()
         cpus = max(1, int(cluster["CPU"]) // int(cluster["GPU"]))
     return replace(resources, cpus=cpus, gpu=gpu)
 
 
-def concurrent(resources: launch.Resources) -> int:
+def concurrent(resources: capacity.Resources) -> int:
     """How many trials the cluster has room for.
 
     Raises:
         ExperimentError: not even for one.
     """
-    launch.check_resources(resources)
+    capacity.check_resources(resources)
     count = 1
     while True:
         more = replace(resources, workers=resources.workers * (count + 1))
         try:
-            launch.check_resources(more)
+            capacity.check_resources(more)
         except ExperimentError:
             return count
         count += 1

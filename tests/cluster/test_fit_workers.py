@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sr4ir_dist.config import ExperimentError
-from sr4ir_dist.training.launch import Resources, fit_workers
+from sr4ir_dist.training.capacity import Resources, fit_workers
 
 HEAD = {"CPU": 16.0, "memory": 1e9}
 GPU_NODE = {"CPU": 64.0, "GPU": 8.0}

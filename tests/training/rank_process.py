@@ -50,6 +50,7 @@ def main(folder, data, flawed, few, rank, world_size):
     results = {
         "engines": engines(rank, world_size),
         "stages": stages(folder, rank, world_size),
+        "passes": passes(rank, world_size),
         "batch_norm": batch_norm(rank, world_size),
         "local": local_batch_norm(rank, world_size),
         "segmentation": segmentation_outcome(rank, world_size),
@@ -105,6 +106,18 @@ def stages(folder, rank, world_size):
                 result["restored"] = outcome(second, {})
                 result["resumed"] = outcome(second, run_steps(second, first=CUT))
             results[f"{recipe}/{stage}"] = result
+    return results
+
+
+def passes(rank, world_size):
+    """Steps of two passes each, with plain engines and at each ZeRO stage."""
+    results = {}
+    for stage in ("plain", 0, 1, 2):
+        experiment = staged("sr4ir", 0 if stage == "plain" else stage)
+        experiment = experiment.model_copy(update={"micro_batch": 2})
+        engine = "plain" if stage == "plain" else "deepspeed"
+        setup = tiny_setup(experiment, engine=engine, rank=rank, world_size=world_size)
+        results[stage] = outcome(setup, run_steps(setup, last=CUT))
     return results
 
 

@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_runs import (
+    COUNT,
     CUT,
     RATES,
     STEPS,
@@ -34,7 +37,7 @@ from torch import nn
 from sr4ir_dist.training import engines, step
 from sr4ir_dist.training.engines import DeepSpeedEngine, PlainEngine
 from sr4ir_dist.training.step import train_step
-from sr4ir_dist.training.views import make_inputs
+from sr4ir_dist.training.views import cut, make_inputs
 
 STAGES = (0, 1, 2)
 ALTERNATING, JOINT = "sr4ir", "joint"
@@ -145,6 +148,55 @@ def test_two_ranks_equal_one_process_on_whole_batches(two_ranks, whole, recipe, 
         assert found["end"]["losses"][name].item() == pytest.approx(loss.item(), rel=1e-2), name
     if recipe == ALTERNATING:
         assert_same_training(found["end"], expected.end, recipe, tolerance=ROUNDING)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("recipe", [ALTERNATING, JOINT])
+def test_passes_of_a_step_add_up_in_deepspeed_as_in_plain_pytorch(recipe, stage):
+    experiment = staged(recipe, stage).model_copy(update={"micro_batch": 3})
+    found = tiny_setup(experiment, engine="deepspeed")
+    expected = tiny_setup(experiment, engine="plain")
+    # Without the last step, of one image: batch norm needs more of them.
+    assert_same_training(
+        outcome(found, run_steps(found, last=COUNT - 1)),
+        outcome(expected, run_steps(expected, last=COUNT - 1)),
+        recipe,
+        tolerance=1e-5,
+    )
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "t2s"])
+def test_passes_of_a_step_equal_the_whole_where_no_batch_norm_learns(recipe):
+    outcomes = []
+    for micro_batch in (None, 1, 2, 5):
+        experiment = tiny_experiment(recipe).model_copy(update={"micro_batch": micro_batch})
+        setup = tiny_setup(experiment, engine="plain", double=True)
+        outcomes.append(outcome(setup, run_steps(setup)))
+    whole = outcomes[0]
+    for found in outcomes[1:]:
+        for kind in ("weights", "losses"):
+            for name, value in whole[kind].items():
+                torch.testing.assert_close(found[kind][name], value, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_in_passes_equal_plain_engines_in_passes(two_ranks, stage):
+    for results in two_ranks.by_rank:
+        found, expected = (results["passes"][kind] for kind in (stage, "plain"))
+        assert_same_training(found, expected, ALTERNATING, tolerance=1e-5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(images=st.integers(1, 200), world_size=st.integers(1, 16), micro_batch=st.integers(1, 50))
+def test_every_rank_has_as_many_passes_and_each_image_is_in_one(images, world_size, micro_batch):
+    most = -(-images // world_size)
+    shares = [images // world_size, most]
+    cuts = [cut(share, most, micro_batch) for share in shares]
+    assert len(cuts[0]) == len(cuts[1]) == -(-most // micro_batch)
+    for share, slices in zip(shares, cuts, strict=True):
+        rows = [row for at in slices for row in range(share)[at]]
+        assert rows == list(range(share))
+        assert all(at.stop - at.start <= micro_batch for at in slices)
 
 
 def test_the_weights_of_uneven_shares_are_a_guard(two_ranks):

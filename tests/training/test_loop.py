@@ -266,7 +266,9 @@ def test_logged_losses_are_means_over_the_steps_since_the_last_line(drawn):
     for every in (1, 2, 3):
         setup = tiny_setup(short_experiment("joint", "epochs=3"), engine="plain")
         logged = {
-            "logged": lambda p, losses, every=every: lines.setdefault(every, []).append(losses)
+            "logged": lambda p, losses, speed, every=every: lines.setdefault(every, []).append(
+                losses
+            )
         }
         run(setup, drawn, Progress(), hooks=logged, log_every=every)
     assert [len(lines[every]) for every in (1, 2, 3)] == [6, 3, 2]
