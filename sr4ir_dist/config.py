@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sr4ir_dist.suggestions import did_you_mean
+from sr4ir_dist.suggestions import unknown_key
 
 Role = Literal["sr", "task"]
 Network = Literal["sr", "task", "oracle", "vgg"]
@@ -339,8 +339,7 @@ class Experiment(Settings):
         tree = self.model_dump(mode="json")
         # What is reported, as far as its files are at hand, and what is kept change no weight.
         del tree["evaluation"]["lpips"]
-        for field in ("keep_best", "every_minutes"):
-            del tree["checkpoint"][field]
+        del tree["checkpoint"]["keep_best"], tree["checkpoint"]["every_minutes"]
         if self.micro_batch is None:
             # As before there was such a setting.
             del tree["micro_batch"]
@@ -386,15 +385,6 @@ def _paths(model: type[BaseModel], prefix: str) -> Iterable[tuple[str, Any]]:
                 yield from _paths(kind, f"{prefix}{name}.")
 
 
-def unknown_field(path: str, known: Mapping[str, Any]) -> str:
-    """The message for a field that is not there, with the nearest that is."""
-    settable = [name for name in known if name not in NAMED]
-    last = path.rpartition(".")[2]
-    alike = [name for name in settable if name.rpartition(".")[2] == last]
-    hint = did_you_mean(path, alike, cutoff=0) or did_you_mean(path, settable, cutoff=0.5)
-    return f"unknown key {path!r}{hint} (--show lists every key)"
-
-
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors()[:10]:
@@ -402,7 +392,7 @@ def _explain(error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         message = message.replace("Invalid JSON", "the experiment is not valid JSON")
         if problem["type"] == "extra_forbidden":
-            lines.append(unknown_field(path, field_paths()))
+            lines.append(unknown_key(path, set(field_paths()) - set(NAMED)))
         elif path:
             lines.append(f"{path}={problem['input']!r:.200}: {message}")
         else:

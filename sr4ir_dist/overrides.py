@@ -12,8 +12,8 @@ from sr4ir_dist.config import (
     ExperimentError,
     field_paths,
     from_tree,
-    unknown_field,
 )
+from sr4ir_dist.suggestions import unknown_key
 
 
 def override(experiment: Experiment, assignments: Iterable[str]) -> Experiment:
@@ -37,7 +37,7 @@ def override(experiment: Experiment, assignments: Iterable[str]) -> Experiment:
                 f"--set {assignment}: {path} is part of the experiment's name; name another one"
             )
         if path not in known:
-            raise ExperimentError(unknown_field(path, known))
+            raise ExperimentError(unknown_key(path, set(known) - set(NAMED)))
         try:
             value = json.loads(text)
         except json.JSONDecodeError:

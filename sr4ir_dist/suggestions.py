@@ -21,3 +21,12 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
         return ""
     *others, last = near
     return f"; did you mean {', '.join(others)} or {last}?" if others else f"; did you mean {last}?"
+
+
+def unknown_key(path: str, known: Iterable[str]) -> str:
+    """The message for a setting's dotted path that is not there, with the nearest that are."""
+    known = list(known)
+    last = path.rpartition(".")[2]
+    alike = [name for name in known if name.rpartition(".")[2] == last]
+    hint = did_you_mean(path, alike, cutoff=0) or did_you_mean(path, known, cutoff=0.5)
+    return f"unknown key {path!r}{hint} (--show lists every key)"

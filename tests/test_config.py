@@ -62,6 +62,7 @@ CHANGES = {
     "losses.adversarial": 0.2,
     "losses.real_fake": 0.3,
     "cqmix.grid": 8,
+    "micro_batch": 4,
     "batch_norm": "local",
     "precision": "bf16",
     "zero.sr": 1,
@@ -73,11 +74,12 @@ CHANGES = {
     "evaluation.lpips": "d.pt",
     "checkpoint.every_epochs": 2,
     "checkpoint.every_steps": 11,
+    "checkpoint.every_minutes": 1.5,
     "checkpoint.keep": 5,
     "checkpoint.keep_best": 0,
 }
 # They change no weight of a run.
-SAME_RUN = ("evaluation.lpips", "checkpoint.keep_best")
+SAME_RUN = ("evaluation.lpips", "checkpoint.keep_best", "checkpoint.every_minutes")
 GROUPS = {name.rpartition(".")[0] for name in CHANGES} - {"", "optimizers"} | {"optimizers"}
 
 

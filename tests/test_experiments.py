@@ -129,6 +129,33 @@ def test_pre_training_is_as_published_on_800_images(network, batch, rate, steps)
         assert experiment.sr.weights is None
 
 
+@pytest.mark.parametrize("factor", [2, 8, 64])
+def test_a_large_batch_has_rates_to_match(factor):
+    paper = experiments.make("voc_seg/edsr-x8/sr4ir")
+    large = experiments.large_batch(paper, factor * paper.batch_size)
+    assert large.batch_size == factor * paper.batch_size
+    assert large.lr_warmup_epochs == 5
+    for role, power in (("sr", 0.5), ("task", 1)):
+        for rate in ("lr", "lr_floor"):
+            before, after = (getattr(getattr(e.optimizers, role), rate) for e in (paper, large))
+            assert after == pytest.approx(before * factor**power)
+    same = {"batch_size": 16, "lr_warmup_epochs": 0, "optimizers": paper.optimizers}
+    assert large.model_copy(update=same) == paper.model_copy(update=same)
+
+
+def test_a_large_batchs_rates_have_risen_before_the_tdp_loss_sets_in():
+    short = override(experiments.make("drawn_cls/edsr-x4/sr4ir"), ["epochs=9", "warmup_epochs=2"])
+    large = experiments.large_batch(short, 2 * short.batch_size)
+    assert large.lr_warmup_epochs == max(2, short.lr_warmup_epochs)
+
+
+@pytest.mark.parametrize("images", [1, 128])
+def test_a_large_batch_is_larger(images):
+    paper = experiments.make("cub200/edsr-x4/sr4ir")
+    with pytest.raises(ExperimentError, match=f"large_batch={images} must be more than batch_size"):
+        experiments.large_batch(paper, images)
+
+
 def test_settings_that_only_judge_what_is_not_judged_tell_no_runs_apart():
     plain = experiments.make("voc_seg/h2t")
     for setting in ("evaluation.lpips=a.pth", "evaluation.border=4", "evaluation.channel=y"):

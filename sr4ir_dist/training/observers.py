@@ -45,7 +45,9 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         folder = mirror.folder / "tensorboard"
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=20)
+        self._writer = SummaryWriter(
+            str(folder), purge_step=step + 1, flush_secs=20, filename_suffix=f".{step}"
+        )
         self._writer.add_text("experiment", plan.experiment.model_dump_json(indent=2), step)
         self._writer.flush()
         for path in folder.iterdir():

@@ -141,14 +141,15 @@ class Watchdog:
         return {rank: Sighting(**json.loads(each)) for rank, each in zip(ranks, told, strict=True)}
 
     def _watch(self) -> None:
+        answers = True
         while not self._ended.wait(self._beat_s):
             try:
-                self._beat()
+                if answers:
+                    self._beat()
             except RuntimeError:
-                # Whoever waits for rank 0 tells of it.
-                continue
-            finally:
-                self._enforce()
+                # Rank 0 has gone, and with it the list; whoever waits for rank 0 tells of it.
+                answers = False
+            self._enforce()
 
     def _enforce(self) -> None:
         stuck = time.time() - self._since

@@ -166,14 +166,13 @@ def _watched(job: Job, rank: int, world_size: int) -> Iterator[tuple[Watchdog, M
             sys.stderr.flush()
 
 
-def _run(
-    job: Job, rank: int, world_size: int, watchdog: Watchdog, mirror: Mirror
-) -> dict[str, Any]:
+def _build(
+    job: Job, rank: int, world_size: int, say: Callable[[str], None]
+) -> tuple[Setup, Progress]:
+    """Networks and engines as the newest checkpoint has them, or as the run starts."""
     plan = job.plan
-    experiment = plan.experiment
-    say: Callable[[str], None] = print if rank == 0 else lambda text: None
     saved = shared(lambda: _newest_sound(plan.run_uri, say), rank)
-    modules = build_networks(experiment)
+    modules = build_networks(plan.experiment)
     for network, module in modules.items():
         start = plan.starts[network]
         if saved is None or network not in state.JUDGED:
@@ -181,20 +180,28 @@ def _run(
             if start.uri is not None:
                 say(load_start(module, start))
             elif network == "task":
-                settle_random_start(experiment, module, plan.data, job.cache_dir)
+                settle_random_start(plan.experiment, module, plan.data, job.cache_dir)
     if saved is not None:
         state.load_networks(modules, saved)
     lpips = load_lpips(plan.lpips) if plan.lpips else None
-    setup = make_setup(experiment, modules, rank=rank, world_size=world_size, lpips=lpips)
-    progress = Progress()
-    if saved is not None:
-        state.load_optimizers(setup.engines, saved)
-        progress = state.load_progress(saved)
-        say(f"continuing after step {progress.step} from {saved.uri}")
+    setup = make_setup(plan.experiment, modules, rank=rank, world_size=world_size, lpips=lpips)
+    if saved is None:
+        return setup, Progress()
+    state.load_optimizers(setup.engines, saved)
+    progress = state.load_progress(saved)
+    say(f"continuing after step {progress.step} from {saved.uri}")
+    return setup, progress
 
+
+def _run(
+    job: Job, rank: int, world_size: int, watchdog: Watchdog, mirror: Mirror
+) -> dict[str, Any]:
+    plan = job.plan
+    say: Callable[[str], None] = print if rank == 0 else lambda text: None
+    setup, progress = _build(job, rank, world_size, say)
     agreement = Agreement(
         world_size,
-        every_minutes=experiment.checkpoint.every_minutes,
+        every_minutes=plan.experiment.checkpoint.every_minutes,
         notice=_notice,
         patience_s=job.rank_timeout_s,
     )
@@ -205,7 +212,7 @@ def _run(
         open_loader(setup, plan.data, "val", job.cache_dir) as validation,
         closing(_observers(job, rank, progress, mirror)) as observers,
     ):
-        total = training.steps_per_epoch * experiment.epochs
+        total = training.steps_per_epoch * plan.experiment.epochs
 
         def publish(progress: Progress) -> None:
             agreement.saved()

@@ -21,10 +21,9 @@ from sr4ir_dist.config import (
     ExperimentError,
     TaskName,
     field_paths,
-    unknown_field,
 )
 from sr4ir_dist.overrides import override
-from sr4ir_dist.suggestions import did_you_mean
+from sr4ir_dist.suggestions import did_you_mean, unknown_key
 
 FIGURES: dict[str, tuple[str, ...]] = {
     "classification": ("top1",),
@@ -254,7 +253,7 @@ def check(space: Space, experiment: Experiment) -> Experiment:
         if path in space.settings:
             raise SpaceError(f"{where}: it is among the settings of all trials too")
         if path not in known:
-            raise SpaceError(f"{where}: {unknown_field(path, known)}")
+            raise SpaceError(f"{where}: {unknown_key(path, set(known) - set(NAMED))}")
         for value in parameter.extremes():
             _set(base, {path: value}, where)
         for other, values in parameter.when.items():

@@ -16,6 +16,7 @@ from sr4ir_dist.degradation import degrade
 from sr4ir_dist.metrics.psnr import PSNR
 from sr4ir_dist.overrides import override
 from sr4ir_dist.training import state
+from sr4ir_dist.training.agreement import Wish
 from sr4ir_dist.training.build import build_networks, make_setup, open_loader
 from sr4ir_dist.training.evaluate import evaluate
 from sr4ir_dist.training.loop import Hooks, NonFiniteLossError, learning_rates, train
@@ -107,6 +108,47 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(drawn, scratch, engine, 
         assert progress.step == cut
         assert content(again, run(again, drawn, progress)) == whole, f"cut after step {cut}"
         shutil.rmtree(published[cut])
+
+
+@pytest.mark.parametrize("left_after", [1, 2, 3, 4])
+def test_a_run_that_leaves_saves_first_and_goes_on_as_if_it_had_not(drawn, scratch, left_after):
+    experiment = short_experiment("sr4ir", "checkpoint.every_steps=null")
+    setup = fresh(experiment, "plain")
+    whole = content(setup, run(setup, drawn, Progress()))
+
+    first = fresh(experiment, "plain")
+    published, asked = [], []
+
+    def publish(progress):
+        uri = checkpoint.publish(scratch, progress.step, state.snapshot(first, progress))
+        published.append((progress.step, uri))
+
+    def wish():
+        asked.append(1)
+        return Wish.LEAVE if len(asked) == left_after else Wish.NONE
+
+    progress = run(first, drawn, Progress(), publish, hooks={"wish": wish})
+    # At an epoch's end, before the evaluation, which may take longer than there is.
+    step, uri = published[-1]
+    assert step == progress.step == left_after
+    assert len(progress.history) == 0
+
+    second, progress = from_checkpoint(experiment, "plain", uri)
+    assert content(second, run(second, drawn, progress)) == whole
+
+
+@pytest.mark.parametrize("wished_after", [1, 2, 3])
+def test_a_wish_to_save_is_met_once(drawn, wished_after):
+    settings = ["checkpoint.every_steps=null", "checkpoint.every_epochs=9"]
+    setup = fresh(short_experiment("sr4ir", *settings), "plain")
+    steps, asked = [], []
+
+    def wish():
+        asked.append(1)
+        return Wish.SAVE if len(asked) == wished_after else Wish.NONE
+
+    run(setup, drawn, Progress(), lambda p: steps.append(p.step), hooks={"wish": wish})
+    assert steps == [wished_after, 4]  # the last one is judged
 
 
 @pytest.mark.parametrize(("engine", "stage"), [("plain", 0), ("deepspeed", 0), ("deepspeed", 2)])
@@ -281,6 +323,31 @@ def test_logged_losses_are_means_over_the_steps_since_the_last_line(drawn):
             assert line["lr_sr"] == steps[-1]["lr_sr"]
 
 
+def test_the_time_of_a_step_is_told_by_its_parts(drawn):
+    setup = tiny_setup(short_experiment("sr4ir"), engine="plain")
+    speeds, entered = [], []
+    hooks = {
+        "logged": lambda progress, losses, speed: speeds.append((progress, speed)),
+        "entered": lambda doing, step: entered.append((doing, step)),
+    }
+    run(setup, drawn, Progress(), hooks=hooks, log_every=2)
+    assert [progress.step for progress, _ in speeds] == [2, 4]
+    for epoch, (progress, speed) in enumerate(speeds, 1):
+        parts = speed["data_wait"] + speed["phase_1"] + speed["phase_2"]
+        # Both steps of an epoch, and little else, lie between two readings.
+        elapsed = progress.seconds - (speeds[0][0].seconds if epoch == 2 else 0)
+        assert min(speed["phase_1"], speed["phase_2"]) > 0
+        assert 0.5 * elapsed < 2 * parts <= 1.05 * elapsed
+        assert 40 / elapsed * 0.9 < speed["images_per_second"] < 40 / (2 * parts) * 1.1
+        assert speed["data_wait_rank"] == 0
+        assert 0.1 < speed["memory_gib"] < 20
+    parts = ["data", "phase 1", "phase 2"]
+    expected = [(part, step) for step in (0, 1) for part in parts]
+    assert [each for each in entered if each[0] != "saving"][:6] == expected
+    assert ("evaluating", 4) in entered
+    assert entered[-1] == ("saving", 4)
+
+
 def test_a_recipe_without_phases_only_judges_and_publishes(drawn, scratch):
     experiment = short_experiment("h2t-on-s", "warmup_epochs=0")
     setup = tiny_setup(experiment, engine="deepspeed")
@@ -322,7 +389,7 @@ def test_learning_rates_of_the_loop_restart_when_the_tdp_loss_sets_in(drawn):
         setup,
         drawn,
         Progress(),
-        hooks={"logged": lambda progress, losses: lines.append(losses)},
+        hooks={"logged": lambda progress, losses, speed: lines.append(losses)},
         log_every=1,
     )
     expected = [published_rate(t, 1e-4, 1e-6, (2, 6)) for t in range(6)]

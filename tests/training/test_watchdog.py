@@ -1,0 +1,105 @@
+"""Who keeps the others waiting is named, and what hangs is ended."""
+
+import os
+import re
+import time
+from datetime import timedelta
+
+import pytest
+import torch.multiprocessing as multiprocessing
+
+from sr4ir_dist.training.watchdog import LostRankError, Watchdog, from_collective
+
+LIMIT_S = 4.0
+
+
+def rank(number, folder, queue):
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=number,
+        world_size=3,
+        timeout=timedelta(seconds=LIMIT_S),
+    )
+
+    def say(text):
+        queue.put((number, "said", text))
+
+    queue.put((number, "process", os.getpid()))
+    try:
+        with Watchdog(number, 3, address="127.0.0.1", limit_s=LIMIT_S, say=say) as watchdog:
+            watchdog.entered("phase 1", 7)
+            dist.all_reduce(torch.ones(1))
+            if number == 2:
+                watchdog.entered("data", 8)
+                time.sleep(600)
+            watchdog.entered("phase 1", 8)
+            dist.all_reduce(torch.ones(1))
+    except LostRankError as error:
+        queue.put((number, "raised", str(error)))
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What three ranks tell, of which the last hangs, and how they end."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()  # a rank that is ended has no time to empty a buffer
+    folder = str(tmp_path_factory.mktemp("ranks"))
+    processes = [context.Process(target=rank, args=(n, folder, queue)) for n in range(3)]
+    for process in processes:
+        process.start()
+    messages = [queue.get() for _ in range(6)]
+    for process in processes:
+        process.join(60)
+    return messages, [process.exitcode for process in processes]
+
+
+@pytest.mark.timeout(200)
+def test_ranks_that_wait_name_the_one_that_is_missing(told):
+    messages, codes = told
+    pids = {number: text for number, kind, text in messages if kind == "process"}
+    raised = {number: text for number, kind, text in messages if kind == "raised"}
+    assert sorted(raised) == [0, 1]
+    for number, text in raised.items():
+        who = f"rank {number} at step 8 \\(phase 1\\) waited in vain for rank 2 "
+        assert re.search(rf"{who}\(127\.0\.0\.1, process {pids[2]}\)", text)
+        # The other one that waits may give up a moment before or after.
+        assert re.search(r"rank 2 [^;]*at step 8, data for \d+ s", text)
+    assert codes[:2] == [0, 0]
+
+
+@pytest.mark.timeout(200)
+def test_a_rank_that_hangs_is_ended(told):
+    messages, codes = told
+    ((number, _, text),) = [each for each in messages if each[1] == "said"]
+    assert number == 2
+    assert re.search(r"rank 2 is ended: no progress for \d+ s", text)
+    assert codes[2] == 70
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (LostRankError("rank 1"), True),
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True),
+        (RuntimeError("NCCL error: unhandled system error"), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("gloo"), False),
+        (OSError("Connection closed by peer"), False),
+    ],
+)
+def test_errors_of_collectives_are_told_from_others(error, expected):
+    assert from_collective(error) is expected
+
+
+def test_one_rank_needs_no_others():
+    with Watchdog(0, 1, address="127.0.0.1", limit_s=60, say=print) as watchdog:
+        watchdog.entered("phase 1", 1)
+    with (
+        pytest.raises(ValueError, match="bad"),
+        Watchdog(0, 1, address="127.0.0.1", limit_s=60, say=print),
+    ):
+        raise ValueError("bad")
