@@ -1,11 +1,19 @@
 """Where workers find room, on clusters that are only described."""
 
 import re
+import time
 
 import pytest
+import ray
 
 from sr4ir_dist.config import ExperimentError
-from sr4ir_dist.training.capacity import Resources, fit_workers
+from sr4ir_dist.training.capacity import (
+    NoRoomError,
+    Resources,
+    check_resources,
+    fit_workers,
+    wait_for_room,
+)
 
 HEAD = {"CPU": 16.0, "memory": 1e9}
 GPU_NODE = {"CPU": 64.0, "GPU": 8.0}
@@ -48,3 +56,40 @@ def test_what_does_not_fit_is_refused(nodes, asked, message):
     with pytest.raises(ExperimentError) as refused:
         fit_workers(nodes, asked)
     assert re.search(message, str(refused.value))
+
+
+def test_a_range_takes_what_there_is(cluster):
+    assert check_resources(Resources(4, 1, least=2)) == (1, False)
+    assert check_resources(Resources(100, 1, least=2)) == (1, False)
+    assert check_resources(Resources(100, least=1)) == (1, False)
+    with pytest.raises(NoRoomError, match="workers=5 with 1 CPUs each do not fit"):
+        check_resources(Resources(100, 1, least=5))
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, 2), (3, 2), (-1, 1)])
+def test_a_range_that_is_none_is_refused(cluster, least, most):
+    with pytest.raises(ExperimentError, match=f"workers={least}:{most}: expected at least 1"):
+        check_resources(Resources(most, least=least))
+
+
+def test_nodes_that_are_about_to_go_have_no_room(cluster):
+    (node,) = ray.nodes()
+    with pytest.raises(NoRoomError, match="room for 0"):
+        check_resources(Resources(1), without=[node["NodeID"]])
+
+
+def test_too_large_a_request_is_refused_at_once(cluster):
+    started, said = time.monotonic(), []
+    with pytest.raises(NoRoomError, match=r"room for 4 .*add nodes by --wait-minutes"):
+        wait_for_room(Resources(5, 1), said.append)
+    assert time.monotonic() - started < 2
+    assert said == []
+
+
+def test_waiting_for_nodes_has_its_limit_and_says_what_is_missing(cluster):
+    started, said = time.monotonic(), []
+    with pytest.raises(NoRoomError, match=r"room for 4 .*waited 0.05 minutes for more nodes"):
+        wait_for_room(Resources(5, 1, wait_s=3), said.append)
+    assert 3 <= time.monotonic() - started < 10
+    assert len(said) == 1
+    assert re.search("waiting 0 more minutes for nodes: workers=5 .* room for 4", said[0])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,8 +24,9 @@ from sr4ir_dist.data.convert import CONVERTERS
 from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.data.shards import load_manifest
 from sr4ir_dist.overrides import override
-from sr4ir_dist.training import launch
+from sr4ir_dist.training import launch, loop, worker
 from sr4ir_dist.training.plan import Plan, make_plan, make_request
+from sr4ir_dist.training.watchdog import LostRankError
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -102,6 +104,37 @@ def undisturbed(cluster, experiment, drawn, tmp_path_factory) -> dict[str, Any]:
     return result
 
 
+def test_a_run_keeps_what_every_rank_said(undisturbed):
+    (attempt,) = Path(undisturbed["run_uri"], "logs").iterdir()
+    found = {path.name: path.read_text() for path in attempt.iterdir()}
+    assert {"rank-0.out", "rank-1.out"} <= found.keys()
+    line = (
+        r"epoch 1  step 10/24 .* images/s \(\S+ s data \+ \S+ s phase 1 \+ \S+ s phase 2; "
+        r"most data wait: rank [01]\) .* GiB .* s to go"
+    )
+    assert re.search(line, found["rank-0.out"])
+    assert "step 10/24" not in found["rank-1.out"]
+
+
+def test_a_run_can_be_looked_at_in_tensorboard_and_by_prometheus(undisturbed):
+    (events,) = Path(undisturbed["run_uri"], "tensorboard").iterdir()
+    content = events.read_bytes()
+    for name in (b"training/pixel_sr", b"training/images_per_second", b"validation/top1"):
+        assert name in content
+    (node,) = ray.nodes()
+    port = node["MetricsExportPort"]
+    metrics = f"http://{node['NodeManagerAddress']}:{port}/metrics"
+    deadline = time.monotonic() + 60
+    while True:
+        with urllib.request.urlopen(metrics, timeout=30) as answer:
+            text = answer.read().decode()
+        gauges = [each for each in text.splitlines() if each.startswith("ray_sr4ir_data_wait{")]
+        if gauges or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    assert any(f'run="{undisturbed["run"]}"' in gauge for gauge in gauges)
+
+
 def test_an_evaluation_holds_its_checkpoint_while_it_runs(undisturbed, monkeypatch):
     references, seen = f"{undisturbed['run_uri']}/references", []
 
@@ -132,6 +165,39 @@ def test_a_killed_worker_changes_nothing(undisturbed, experiment, drawn, tmp_pat
     assert step_in_epoch in (5, 10)  # in the middle of an epoch
     assert len(workers().keys() - before.keys()) == 4  # two, and the two that took over
     assert_same_run(result, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_is_told_by_its_own_error_and_the_run_goes_on(
+    undisturbed, experiment, drawn, tmp_path, monkeypatch
+):
+    # Inside the test, so that it travels to the workers, which cannot import this file.
+    def failing_once(config: dict[str, Any]) -> dict[str, Any]:
+        here = Path(config["job"].plan.run_uri, "failed")
+        train_step, calls = loop.train_step, []
+
+        def step(setup: Any, *inputs: Any, **settings: Any) -> Any:
+            calls.append(1)
+            if setup.rank == 1 and len(calls) == 8 and not here.exists():
+                here.touch()
+                raise RuntimeError("only this rank's")
+            return train_step(setup, *inputs, **settings)
+
+        loop.train_step = step
+        return worker.run_worker(config)
+
+    monkeypatch.setattr(launch, "run_worker", failing_once)
+    plan = make_plan(experiment, data=drawn, storage_uri=str(tmp_path))
+    result = launch.train(plan, WORKERS)
+    assert_same_run(result, undisturbed)
+    first, second = sorted(Path(plan.run_uri, "logs").iterdir())
+    traceback = (first / "rank-1.err").read_text()
+    assert "Traceback" in traceback
+    assert "RuntimeError: only this rank's" in traceback
+    assert "continuing after step 5" in (second / "rank-0.out").read_text()
+    assert launch.cause({0: LostRankError("rank 1 is missing"), 1: RuntimeError("own")}) == (
+        "worker 1: own"
+    )
 
 
 @pytest.mark.slow
