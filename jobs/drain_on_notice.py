@@ -55,16 +55,18 @@ def main(
     from sr4ir_dist import notices
 
     with user_errors(), notices.held_signals():
-        head = notices.head_address(address)
+        # Without an address it is looked for at the end, when Ray may have been started anew.
+        head = notices.head_address(address) if address else None
         if now:
             notice = notices.Notice("the end was announced", seconds)
         else:
             make = notices.SOURCES.get(metadata.value)
             asked = f"{metadata.value}'s notices and " if make else ""
-            say(f"waiting for {asked}SIGTERM or SIGUSR1, to drain this node of {head}")
+            say(f"waiting for {asked}SIGTERM or SIGUSR1, to drain this node")
             source = make() if make else None
             notice = notices.wait(source, every_s=every_s, signal_s=seconds, say=say)
             say(f"notice: {notice.why}; {notice.seconds} s are left")
+        head = head or notices.head_address(None)
         drained = notices.drain(head, notice, node_ids=node_id or (), also_head=also_head, say=say)
         if stay:
             gone = notices.wait_until_gone(head, drained, notice.seconds)
