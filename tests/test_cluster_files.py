@@ -118,6 +118,32 @@ def test_aws_nodes_have_an_image_a_role_and_the_safer_metadata_service():
         assert node["MetadataOptions"]["HttpTokens"] == "required"
 
 
+def test_ec2_takes_the_node_types(aws: dict[str, str]):
+    program = ROOT / "tests" / "launch_on_aws.py"
+    done = subprocess.run(
+        [sys.executable, str(program), "cluster.yaml"],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin"} | aws,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    nodes = json.loads(done.stdout.splitlines()[-1])
+    assert {name: node.get("InstanceLifecycle") for name, node in nodes.items()} == {
+        "head": None,
+        "gpu_spot": "spot",
+        "gpu_on_demand": None,
+    }
+    for name, node in nodes.items():
+        role = "sr4ir-head" if name == "head" else "sr4ir-worker"
+        assert node["IamInstanceProfile"]["Arn"].endswith(f"/{role}")
+        assert node["Tags"]["ray-cluster-name"] == "sr4ir"
+        # EC2's table of instance types, which moto brings, agrees with the file's resources.
+        assert node["resources"].get("accelerator_type:L4") == (None if name == "head" else 1)
+        assert node["resources"]["GPU"] == (name != "head")
+
+
 def derived() -> dict[str, Any]:
     """What Ray's autoscaler makes of the RayJob's cluster; checks it."""
     job = read(RAY_JOB)
