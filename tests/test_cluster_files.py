@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -246,10 +247,20 @@ def test_the_token_is_asked_for_wherever_ray_starts():
     assert "export RAY_AUTH_MODE=token" in (ROOT / SLURM).read_text()
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_notice_reaches_ray(name: str):
-    text = (ROOT / name).read_text()
-    assert ("drain_on_notice.py" in text) or name == IMAGE
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_nodes_start_and_a_notice_drains_one(name: str, tmp_path: Path):
+    # In namespaces of its own, as `ray stop` is among the commands.
+    apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net"]
+    if shutil.which("ip") is None or subprocess.run([*apart, "true"], check=False).returncode:
+        pytest.skip("needs namespaces of its own (root, unshare, ip)")
+    program = [sys.executable, str(ROOT / "tests" / "node_commands.py"), name, str(tmp_path)]
+    with tempfile.TemporaryDirectory(prefix="ray-") as short:  # for paths of unix sockets
+        done = subprocess.run(
+            [*apart, *program, short], capture_output=True, text=True, check=False, timeout=200
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"node [0-9a-f]{56} is drained, ", done.stdout)
 
 
 def test_the_pattern_of_secrets_sees_them():
