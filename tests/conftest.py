@@ -98,6 +98,16 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
             yield _make_bucket
 
 
+@pytest.fixture
+def aws(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Settings for an AWS of one's own on loopback, with EC2 and IAM, and for an empty home."""
+    program = [sys.executable, "-c", "from moto.server import main; main(['-H127.0.0.1', '-p0'])"]
+    with _served(program, tmp_path) as endpoint:
+        region = dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "us-west-2")
+        keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing")
+        yield region | keys | {"AWS_ENDPOINT_URL": endpoint, "HOME": str(tmp_path)}
+
+
 _S3RVER = """
 const S3rver = require("s3rver");
 require("s3rver/lib/models/account").DUMMY_ACCOUNT

@@ -25,6 +25,7 @@ ROOMS = (
         "degradation",
         "cqmix",
         "keyed",
+        "notices",
         "experiments",
         "recipes",
         "config",
