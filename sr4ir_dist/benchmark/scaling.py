@@ -30,6 +30,7 @@ from typing import Any
 
 from sr4ir_dist import recipes, storage
 from sr4ir_dist.benchmark.scaling_rank import Request
+from sr4ir_dist.benchmark.watch import LARGE_BYTES
 from sr4ir_dist.config import Experiment, ExperimentError
 from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
 from sr4ir_dist.data.convert.write import convert
@@ -103,7 +104,8 @@ class Run:
         phases: each phase's traffic.
         outside: bytes a rank must send at least in collectives outside of the phases.
         calls: collectives of a step.
-        link: seconds of the smallest all-reduce and bytes/s sent in a large one; None for one rank.
+        link: seconds of the smallest all-reduce (a mean) and bytes/s that each rank sends in a
+            large one (a median), without waiting; None for one rank.
         load: the machine's load average before the run.
     """
 
@@ -145,10 +147,18 @@ def prepare(experiment: Experiment, data: Sequence[str]) -> Experiment:
 
 
 @contextmanager
-def drawn_data(experiment: Experiment, images: int = _DRAWN_IMAGES) -> Iterator[str]:
-    """A drawn dataset of the experiment's image size in a temporary folder."""
+def drawn_data(
+    experiment: Experiment, *, images: int = _DRAWN_IMAGES, whole: int = 64
+) -> Iterator[str]:
+    """A drawn dataset in a temporary folder, of the size that the experiment's images are cut to.
+
+    Args:
+        experiment: what to draw for.
+        images: of the training split.
+        whole: side in pixels where images are not cut, as for detection.
+    """
     settings = experiment.data
-    size = settings.shrink or (64 if settings.transform == "flip" else settings.resize)
+    size = settings.shrink or (whole if settings.transform == "flip" else settings.resize)
     with tempfile.TemporaryDirectory() as folder:
         uri = str(Path(folder, "data"))
         convert(DRAWN, open_drawn(train_count=images, val_count=8, size=max(32, size)), uri)
@@ -290,14 +300,13 @@ def combine(
         for number, phase in enumerate(phases)
     )
     times = [split_times(step) for step in steps]
-    links = [record["link"] for record in records if record["link"]]
     return Run(
         count,
         median(times),
         traffic,
         sum(least[None, kind] for kind in ("gradients", "batch_norm", "other")),
         round(statistics.median(len(step[0]["calls"]) for step in steps)),
-        tuple(map(statistics.fmean, zip(*links, strict=True))) if links else None,
+        _link([record["link"] for record in records]) if count > 1 else None,
         load,
     )
 
@@ -323,6 +332,18 @@ def split_times(step: Sequence[Mapping[str, Any]]) -> Times:
         data.append(rank["ready"] - rank["began"])
     total, transfer, wait, waited = map(statistics.fmean, (totals, transfers, waits, data))
     return Times(total, total - transfer - wait - waited, transfer, wait, waited)
+
+
+def _link(links: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    seconds = {
+        name: [
+            statistics.fmean(end for _, end in calls) - max(start for start, _ in calls)
+            for calls in zip(*(link[name] for link in links), strict=True)
+        ]
+        for name in ("tiny", "large")
+    }
+    sent = 2 * (len(links) - 1) / len(links) * LARGE_BYTES
+    return statistics.fmean(seconds["tiny"]), sent / statistics.median(seconds["large"])
 
 
 def median(times: Sequence[Times]) -> Times:

@@ -26,6 +26,8 @@ from sr4ir_dist.training import step as training_step
 from sr4ir_dist.training.views import Setup
 
 Kind = Literal["gradients", "batch_norm", "other"]
+LARGE_BYTES = 32_000_000
+"""Of the large all-reduces of `link`."""
 
 _COLLECTIVES = (
     "all_reduce",
@@ -166,9 +168,7 @@ class WatchedLoader:
 
 
 @contextmanager
-def watch_phases(
-    enter: Callable[[int], None], leave: Callable[[int], None]
-) -> Iterator[None]:
+def watch_phases(enter: Callable[[int], None], leave: Callable[[int], None]) -> Iterator[None]:
     """Call these at the start and at the end of each phase of a step, with the phase's index."""
     original = training_step.only_trainable
 
@@ -207,23 +207,22 @@ def _least_bytes(name: str, values: tuple[Any, ...], ranks: int) -> float:
     return 2 * once if name == "all_reduce" else once
 
 
-def link() -> tuple[float, float]:
-    """Seconds of the smallest all-reduce, and bytes/s that each rank sends in a large one.
+def link() -> dict[str, list[tuple[float, float]]]:
+    """Starts and ends of all-reduces of 4 bytes and of `LARGE_BYTES`; every rank must call it.
 
-    Every rank must call it; medians of several.
+    There is compute between them, as in a step: a process that does nothing but communicate
+    answers sooner.
     """
-    tiny, large = torch.zeros(1), torch.zeros(8_000_000)
-    ranks = dist.get_world_size()
+    matrix = torch.rand(256, 256)
 
-    def seconds(tensor: Tensor, times: int) -> float:
+    def calls(tensor: Tensor, times: int) -> list[tuple[float, float]]:
         taken = []
         for _ in range(times):
-            dist.barrier()
+            for _ in range(4):
+                matrix.matmul(matrix)
             start = time.perf_counter()
             dist.all_reduce(tensor)
-            taken.append(time.perf_counter() - start)
-        return sorted(taken)[times // 2]
+            taken.append((start, time.perf_counter()))
+        return taken
 
-    latency = seconds(tiny, 51)
-    sent = 2 * (ranks - 1) / ranks * large.numel() * large.element_size()
-    return latency, sent / seconds(large, 7)
+    return {"tiny": calls(torch.zeros(1), 200), "large": calls(torch.zeros(LARGE_BYTES // 4), 9)}
