@@ -17,7 +17,7 @@ from sr4ir_dist.config import Experiment
 from sr4ir_dist.overrides import override
 from sr4ir_dist.training.build import build_networks, make_setup, open_loader, settle_random_start
 from sr4ir_dist.training.engines import PlainEngine
-from sr4ir_dist.training.step import train_step
+from sr4ir_dist.training.step import Rates, train_step
 from sr4ir_dist.training.views import Setup, make_inputs
 
 CLASSES = {
@@ -88,7 +88,7 @@ def count_work(
     with open_loader(setup, data, "train") as loader:
         inputs = make_inputs(setup, next(loader.epoch(1)), epoch=1)
     counts = [_Counts() for _ in setup.recipe.phases]
-    rates = {role: [0.0] * len(engine.base_rates) for role, engine in engines.items()}
+    rates: Rates = {role: [0.0] * len(engine.base_rates) for role, engine in setup.engines.items()}
     counter = FlopCounterMode(
         display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
     )
