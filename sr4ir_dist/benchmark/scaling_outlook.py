@@ -84,8 +84,7 @@ def this_machine(
         link_ranks: of that run.
     """
     an_image = (whole.compute - share.compute) / (batch - share_batch)
-    # Two noisy figures may cross where nearly all of a step is fixed.
-    an_image = max(an_image, 1e-9)
+    assert an_image > 0
     latency, rate = link
     return Cluster(
         flops=sum(phase.flops for phase in phases) / an_image,
@@ -142,7 +141,8 @@ def check_here(
     Args:
         experiment: as it was measured.
         data: the same dataset.
-        runs: what was measured; nothing is checked where no run has one rank, or all have.
+        runs: what was measured; nothing is checked where no run has one rank, or all have, nor
+            where the machine is so busy that fewer images take longer.
         steps: of the further runs, as for `scaling.measure`.
         warm_up: the same.
         repeats: the same.
@@ -164,16 +164,14 @@ def check_here(
         threads=threads,
         say=say,
     )
+    whole = scaling.median([run.times for run in runs if run.ranks == 1])
+    part = scaling.median([run.times for run in small])
+    if part.compute >= whole.compute:
+        say(f"not checked: {share} images took no less than {batch}, so the machine is too busy")
+        return []
     work = count_work(experiment, data, gathered=False)
-    machine = this_machine(
-        work,
-        batch,
-        scaling.median([run.times for run in runs if run.ranks == 1]),
-        scaling.median([run.times for run in small]),
-        share,
-        median_link(runs, counts[1]),
-        counts[1],
-    )
+    link = median_link(runs, counts[1])
+    machine = this_machine(work, batch, whole, part, share, link, counts[1])
     return check(work, machine, runs, batch, len(os.sched_getaffinity(0)) // threads or 1)
 
 
