@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from sr4ir_dist import storage
-from sr4ir_dist.cli import JsonFile, console, make_app, say, user_errors, write_result
+from sr4ir_dist import experiments, storage
+from sr4ir_dist.cli import JsonFile, Settings, console, make_app, say, user_errors, write_result
+from sr4ir_dist.config import Experiment
+from sr4ir_dist.overrides import override
 
 if TYPE_CHECKING:
     from sr4ir_dist.benchmark.data import Entry
+    from sr4ir_dist.benchmark.scaling import Run
+    from sr4ir_dist.benchmark.scaling_outlook import Check, Outlook
 
 app = make_app()
 
@@ -94,6 +98,194 @@ def data(
                 ],
             },
         )
+
+
+_FULL_SIZE = ("cub200/edsr-x8/sr4ir", "voc_seg/edsr-x8/sr4ir", "voc_det/edsr-x8/sr4ir")
+
+
+@app.command()
+def scaling(
+    name: Annotated[
+        str, typer.Argument(help="Experiment to measure, as for train.py.")
+    ] = "drawn_cls/edsr-x4/sr4ir",
+    settings: Settings = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Dataset to measure on; may be repeated. A drawn one by default."),
+    ] = None,
+    ranks: Annotated[str, typer.Option(help="Numbers of ranks to measure.")] = "1,2,4",
+    repeats: Annotated[
+        int, typer.Option(min=0, help="Runs of each; figures are medians. 0: only the model.")
+    ] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Steps measured in each run.")] = 10,
+    warm_up: Annotated[int, typer.Option(min=0, help="Steps before them.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a rank's networks.")] = 1,
+    full_size: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="Experiment to model at full size, settings after it (`cub200/h2t "
+            "batch_norm=local`); may be repeated; `none` for none.",
+        ),
+    ] = None,
+    gpus: Annotated[str, typer.Option(help="Numbers of GPUs to model.")] = "1,8,16,32,64,128,"
+    "256,512",
+    batches: Annotated[
+        str, typer.Option(help="Global batches to model besides the experiment's own.")
+    ] = "1024,8192",
+    tflops: Annotated[
+        float,
+        typer.Option(help="TFLOP/s a GPU achieves (assumed: a tenth of an H100's bf16)."),
+    ] = 99,
+    launch_us: Annotated[float, typer.Option(help="Microseconds of a kernel's launch.")] = 5,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
+    inside_gbs: Annotated[
+        float, typer.Option(help="GB/s of a GPU to its node's others (NCCL on H100 NVLink).")
+    ] = 370,
+    between_gbs: Annotated[
+        float, typer.Option(help="GB/s of a node to the others (8 x 400 Gbit/s InfiniBand).")
+    ] = 368,
+    call_us: Annotated[float, typer.Option(help="Microseconds of any collective.")] = 5,
+    inside_us: Annotated[float, typer.Option(help="Microseconds of a hop in a node.")] = 1,
+    between_us: Annotated[float, typer.Option(help="Microseconds of a hop between nodes.")] = 5,
+    loader: Annotated[
+        float, typer.Option(help="Images/s of a node's loaders (assumed: 64 threads at 500).")
+    ] = 32_000,
+    overlap: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Part of the backward that hides gradients' reduction."),
+    ] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Time and traffic of a training step on 1, 2, 4 ranks here, and a model of many GPUs.
+
+    The real loop on DeepSpeed engines, in plain CPU processes (no Ray) over loopback: a step's
+    time in compute, transfer, waiting for the slowest rank and waiting for data; and the bytes that
+    the kernel counted on each rank's connections, by phase, next to the least. The model takes
+    FLOPs, kernels and bytes counted on the real networks, and the cluster from these options, whose
+    defaults are a DGX H100's by datasheets and others' measurements. It is checked on this machine.
+    """
+    from sr4ir_dist.benchmark.scaling import ScalingError
+    from sr4ir_dist.benchmark.scaling_outlook import (
+        DGX_H100,
+        experiment_work,
+        outlook,
+    )
+
+    with user_errors(ScalingError):
+        result: dict[str, Any] = {"experiment": name, "settings": settings or []}
+        result |= {"load_before": os.getloadavg()[0], "cores": os.cpu_count()}
+        counts, sizes = _numbers("--gpus", gpus), _numbers("--batches", batches)
+        if repeats:
+            options = {"steps": steps, "warm_up": warm_up, "repeats": repeats, "threads": threads}
+            experiment = override(experiments.make(name), settings or [])
+            result |= _measure_scaling(experiment, data, _numbers("--ranks", ranks), options)
+        cluster = replace(
+            DGX_H100,
+            flops=tflops * 1e12,
+            launch_s=launch_us * 1e-6,
+            gpus_per_node=gpus_per_node,
+            inside_bytes_s=inside_gbs * 1e9,
+            between_bytes_s=between_gbs * 1e9,
+            call_s=call_us * 1e-6,
+            inside_s=inside_us * 1e-6,
+            between_s=between_us * 1e-6,
+            images_s=loader,
+            overlap=overlap,
+        )
+        result |= {"cluster": asdict(cluster), "model": {}}
+        for modelled in full_size or _FULL_SIZE:
+            if modelled == "none":
+                continue
+            say(f"counting the work of {modelled}")
+            batch, work = experiment_work(*modelled.split())
+            found = outlook(work, cluster, counts, sorted({batch, *sizes}))
+            _print_outlook(modelled, found)
+            result["model"][modelled] = {
+                "work": [asdict(phase) for phase in work],
+                "gpus": [asdict(each) for each in found],
+            }
+        write_result(json_file, result)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"{option} {text}: expected whole numbers above 0, such as 1,2,4")
+    return [int(part) for part in parts]
+
+
+def _measure_scaling(
+    experiment: Experiment,
+    data: list[str] | None,
+    ranks: list[int],
+    options: dict[str, int],
+) -> dict[str, Any]:
+    from sr4ir_dist.benchmark.scaling import drawn_data, measure, prepare
+    from sr4ir_dist.benchmark.scaling_outlook import check_here
+
+    drawn = nullcontext(data) if data else drawn_data(experiment)
+    with drawn as found:
+        uris = [found] if isinstance(found, str) else found
+        prepared = prepare(experiment, uris)
+        runs = measure(prepared, uris, ranks=ranks, **options, say=say)
+        checks = check_here(prepared, uris, runs, **options, say=say) if max(ranks) > 1 else []
+    _print_runs(runs, checks)
+    measured = {str(count): _medians(runs, count) for count in ranks}
+    return options | {
+        "batch_size": experiment.batch_size,
+        "medians": measured,
+        "runs": [asdict(run) for run in runs],
+        "check": [asdict(each) | {"error": each.error} for each in checks],
+    }
+
+
+def _medians(runs: list[Run], ranks: int) -> dict[str, Any]:
+    from sr4ir_dist.benchmark.scaling import median
+
+    of_ranks = [run for run in runs if run.ranks == ranks]
+    phases = [asdict(phase) | {"rest": phase.rest} for phase in of_ranks[0].phases]
+    return asdict(median([run.times for run in of_ranks])) | {"phases_of_first_run": phases}
+
+
+def _print_runs(runs: list[Run], checks: list[Check]) -> None:
+    from sr4ir_dist.benchmark.scaling import median
+
+    parts = ("step", "compute", "transfer", "waiting", "data")
+    times = Table("ranks", *(f"{part} ms" for part in parts), "model's error")
+    traffic = Table("ranks", "phase updates", "sent MB", "gradients", "batch norm", "rest")
+    errors = {check.ranks: f"{check.error:+.0%}" for check in checks}
+    for count in sorted({run.ranks for run in runs}):
+        of_count = [run for run in runs if run.ranks == count]
+        found = median([run.times for run in of_count])
+        cells = (f"{1e3 * getattr(found, part):,.1f}" for part in parts)
+        times.add_row(str(count), *cells, errors.get(count, ""))
+        for phase in of_count[0].phases if count > 1 else ():
+            sizes = (phase.measured, phase.gradients, phase.batch_norm, phase.rest + phase.other)
+            cells = (f"{size / 1e6:,.3f}" for size in sizes)
+            traffic.add_row(str(count), " and ".join(phase.updates), *cells)
+    console.print(times)
+    console.print(traffic)
+
+
+def _print_outlook(name: str, found: list[Outlook]) -> None:
+    told = "images a GPU, milliseconds, efficiency, smallest batches of 50 and 80 %"
+    table = Table(title=f"{name}, modelled: {told}")
+    headings = ("GPUs", "batch", "images", "compute", "comm.", "data ms", "eff.", "50 %", "80 %")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for each in found:
+        thresholds = [f"{b:,}" if b else "never" for b in (each.batch_50, each.batch_80)]
+        for number, step in enumerate(each.steps):
+            table.add_row(
+                str(step.gpus) if not number else "",
+                f"{step.batch:,}",
+                f"{step.images:,}",
+                *(f"{1e3 * t:,.1f}" for t in (step.compute, step.communication, step.data)),
+                f"{step.efficiency:.0%}",
+                *(thresholds if not number else ("", "")),
+            )
+    console.print(table)
 
 
 @contextmanager
