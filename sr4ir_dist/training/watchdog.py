@@ -163,13 +163,15 @@ class Watchdog:
 
 
 def from_collective(error: BaseException) -> bool:
-    """Whether an error says no more than that another rank was lost."""
+    """Whether an error says no more than that another rank, or the group of them, was lost."""
     if isinstance(error, LostRankError | dist.DistError):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        mark in text for mark in ("gloo", "Gloo", "NCCL", "Connection closed by peer")
-    )
+    if isinstance(error, ValueError):
+        # Ray takes it from ranks that still train, when it ends them for another one.
+        return "process group has not been initialized" in text
+    marks = ("gloo", "Gloo", "NCCL", "Connection closed by peer")
+    return isinstance(error, RuntimeError) and any(mark in text for mark in marks)
 
 
 def _store(rank: int, address: str) -> TCPStore:

@@ -112,9 +112,10 @@ def run_worker(config: dict[str, Job]) -> dict[str, Any]:
     except (NonFiniteLossError, SavingError) as error:
         return {"refused": str(error)}
     except ValueError as error:
-        if _storage_failed(error):
+        # Torch and Ray raise ValueErrors too, of a process group that was taken away for one.
+        if _storage_failed(error) or not type(error).__module__.startswith("sr4ir_dist."):
             raise
-        # A ValueError names a setting or a file that is wrong, and will be wrong again.
+        # One of ours names a setting or a file that is wrong, and will be wrong again.
         note = {"started": job.started, "why": f"{type(error).__name__}: {error}"}
         storage.write_json(storage.join(job.plan.run_uri, REFUSED), note)
         raise

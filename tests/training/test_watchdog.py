@@ -88,6 +88,7 @@ def test_a_rank_that_hangs_is_ended(told):
         (RuntimeError("NCCL error: unhandled system error"), True),
         (RuntimeError("shape mismatch"), False),
         (ValueError("gloo"), False),
+        (ValueError("Default process group has not been initialized, please"), True),
         (OSError("Connection closed by peer"), False),
     ],
 )
