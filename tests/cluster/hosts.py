@@ -30,12 +30,14 @@ HEALTH_CHECKS = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
 }
-_QUIET = {
+_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_metrics_collection": "0",
     # Workers that are started before they are wanted import Ray for nothing.
     "RAY_prestart_worker_first_driver": "0",
+    # Else gloo looks up the machine's name, and many machines say 127.0.0.1 of themselves.
+    "GLOO_SOCKET_IFNAME": "eth0",
 }
 _WORKER_TITLE = "ray::RayTrainWorker"
 
@@ -89,11 +91,13 @@ class Hosts:
         folder: everything that the nodes write.
         environment: variables of everything that runs on the nodes.
         nodes: those that are there, the head first.
+        severed: those of them whose network is cut.
     """
 
     folder: Path
     environment: Mapping[str, str]
     nodes: list[Node] = field(default_factory=list)
+    severed: set[Node] = field(default_factory=set)
     _made: list[str] = field(default_factory=list)
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _count: int = 0
@@ -154,25 +158,22 @@ class Hosts:
         """The processes of the training workers on a node."""
         return [pid for pid in self.pids(node) if _title(pid).startswith(_WORKER_TITLE)]
 
-    def node_id(self, node: Node) -> str:
-        """Ray's own name of a node.
-
-        Raises:
-            HostsError: its raylet does not run.
-        """
+    def node_id(self, node: Node) -> str | None:
+        """Ray's own name of a node, None where its raylet does not run."""
         for pid in self.pids(node):
             words = _title(pid).split()
             if words and words[0].endswith("raylet"):
                 for word in words:
                     if word.startswith("--node_id="):
                         return word.partition("=")[2]
-        raise HostsError(f"no raylet runs on {node.address}:\n{_tail(self._log(node))}")
+        return None
 
     def kill(self, node: Node) -> None:
         """Kill all that runs on a node, at once, and take it off the switch."""
         _ip("-n", self._switch, "link", "delete", node.cable, check=False)
         self._end(node.namespace)
         self.nodes.remove(node)
+        self.severed.discard(node)
 
     def kill_worker(self, node: Node) -> int:
         """Kill one training worker of a node with SIGKILL; gives its process id.
@@ -189,28 +190,29 @@ class Hosts:
     def cut(self, node: Node) -> None:
         """Pull a node's cable; its processes go on."""
         _ip("-n", self._switch, "link", "set", node.cable, "down")
+        self.severed.add(node)
 
     def heal(self, node: Node) -> None:
         """Put a node's cable back."""
         _ip("-n", self._switch, "link", "set", node.cable, "up")
+        self.severed.discard(node)
 
     def drain(self, node: Node, *, seconds: int) -> None:
         """Tell Ray that a node will be taken away in so many seconds, as spot machines do.
 
         Raises:
-            HostsError: Ray refused.
+            HostsError: Ray does not run there, or refused.
         """
-        words = ["drain-node", "--address", self.address, "--node-id", self.node_id(node)]
+        node_id = self.node_id(node)
+        if node_id is None:
+            raise HostsError(f"no raylet runs on {node.address}:\n{tail(self._log(node))}")
+        words = ["drain-node", "--address", self.address, "--node-id", node_id]
         words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
         words += ["--deadline-remaining-seconds", str(seconds)]
         log = self.folder / f"drain{node.number}.log"
         process = self.start(self.head, "-m", "ray.scripts.scripts", *words, log=log)
         if process.wait(60):
-            raise HostsError(f"the drain of {node.address} was refused:\n{_tail(log)}")
-
-    def log_files(self, pattern: str) -> Iterator[Path]:
-        """Ray's logs on the head whose names fit a pattern."""
-        return self.head.folder.glob(f"session_latest/logs/{pattern}")
+            raise HostsError(f"the drain of {node.address} was refused:\n{tail(log)}")
 
     def close(self) -> None:
         """Kill everything and remove every namespace; what fails does not stop the rest."""
@@ -258,11 +260,11 @@ class Hosts:
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
-            for process in self._started:
-                process.poll()  # else it stays as a zombie
             if time.monotonic() > deadline:
                 raise HostsError(f"processes {pids} of {namespace} do not end")
             time.sleep(0.05)
+        for process in self._started:
+            process.poll()  # else it stays as a zombie
         _ip("netns", "delete", namespace)
         self._made.remove(namespace)
 
@@ -277,7 +279,7 @@ class Hosts:
             what=f"the start of Ray on {node.address}",
         )
         if process.poll() is not None:
-            raise HostsError(f"Ray on {node.address} ended:\n{_tail(log)}")
+            raise HostsError(f"Ray on {node.address} ended:\n{tail(log)}")
 
 
 @contextmanager
@@ -297,7 +299,7 @@ def hosts(*, workers: int, environment: Mapping[str, str] | None = None) -> Iter
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
         settings.pop(name, None)
     settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    settings |= _QUIET | HEALTH_CHECKS | dict(environment or {})
+    settings |= _SETTINGS | HEALTH_CHECKS | dict(environment or {})
     made = Hosts(folder, settings)
     try:
         made.add(cpus=0)
@@ -337,5 +339,6 @@ def _title(pid: int) -> str:
         return ""
 
 
-def _tail(log: Path, lines: int = 30) -> str:
+def tail(log: Path, lines: int = 30) -> str:
+    """The last lines of a file."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
