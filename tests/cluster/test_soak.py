@@ -141,7 +141,7 @@ def cut_for_good(run: Run, draw: random.Random) -> str:
 
 def drain(run: Run, draw: random.Random) -> str:
     """As spot machines: a notice, and at its end the node is gone."""
-    node, seconds = draw.choice(run.training()), draw.randint(5, 20)
+    node, seconds = draw.choice(run.training()), draw.randint(5, 12)
     told = time.monotonic()
     run.hosts.drain(node, seconds=seconds)
     run.hosts.add()
