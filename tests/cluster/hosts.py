@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 PORT = 6379
+_ADDRESS = "10.0.0.{}"
 # Of Ray's own defaults, a cut network is noticed after more than a minute. These are the times that
 # the tests run with; everything else is Ray's default.
 HEALTH_CHECKS = {
@@ -236,7 +237,7 @@ class Hosts:
         self._count += 1
         number = self._count
         name = self._namespace(str(number))
-        node = Node(number, name, f"10.0.0.{number}", self.folder / f"n{number}")
+        node = Node(number, name, _ADDRESS.format(number), self.folder / f"n{number}")
         ends = ["eth0", "type", "veth", "peer", "name", node.cable, "netns", self._switch]
         _ip("-n", name, "link", "add", *ends)
         _ip("-n", self._switch, "link", "set", node.cable, "master", "switch", "up")
@@ -296,9 +297,10 @@ def hosts(*, workers: int, environment: Mapping[str, str] | None = None) -> Iter
     token.write_text("0123456789abcdef" * 4)
     token.chmod(0o600)
     settings = dict(os.environ)
-    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
-        settings.pop(name, None)
+    settings.pop("RAY_AUTH_TOKEN", None)
     settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    # Ray looks for clusters among all processes, and the machine may have others.
+    settings["RAY_ADDRESS"] = f"{_ADDRESS.format(1)}:{PORT}"
     settings |= _SETTINGS | HEALTH_CHECKS | dict(environment or {})
     made = Hosts(folder, settings)
     try:

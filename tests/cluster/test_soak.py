@@ -64,9 +64,9 @@ class Run:
 
         def there() -> bool:
             if self.driver.poll() is not None:
-                last = tail(self.log, 1)
                 assert self.driver.returncode, "training ended before the last fault"
-                self.ended.append(f"at step {self.reached()}: {last}")
+                told = [line for line in tail(self.log, 80).splitlines() if "error: " in line]
+                self.ended.append(f"at step {self.reached()}: {' '.join(told[-1:])}")
                 self.begin()
             return self.reached() >= target
 
