@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_NOTICE_EVERY_S = 5.0
+_NOTICE_EVERY_S = 3.0
 
 
 class Wish(IntEnum):

@@ -291,8 +291,9 @@ def _worker_environment(gpu: bool) -> dict[str, str]:
 
 
 def _limit_waits(resources: Resources) -> None:
-    """Ray Train waits for ever in places; its controller reads these when it starts."""
+    """Ray Train waits long or for ever in places; its controller reads these when it starts."""
     limits = {
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": 2,
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": resources.rank_timeout_s,
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": resources.rank_timeout_s,
         # A node that was lost gets the same time to be replaced.

@@ -37,8 +37,6 @@ _SETTINGS = {
     "RAY_enable_metrics_collection": "0",
     # Workers that are started before they are wanted import Ray for nothing.
     "RAY_prestart_worker_first_driver": "0",
-    # Else gloo looks up the machine's name, and many machines say 127.0.0.1 of themselves.
-    "GLOO_SOCKET_IFNAME": "eth0",
 }
 _WORKER_TITLE = "ray::RayTrainWorker"
 
