@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import secrets
 import shutil
 import socket
@@ -277,6 +278,76 @@ def check_no_secrets(head: Head, written: dict[str, str | bytes]) -> None:
     assert {"worker", "job", "raylet.out", "gcs_server.out"} <= logs
     assert {"summary.json", "data/drawn/train/manifest.json"} <= written.keys()
     assert any(name.endswith(".safetensors") for name in written)
+
+
+@pytest.mark.slow
+def test_a_stopped_job_goes_on_by_the_same_command(
+    head: Head,
+    s3: Callable[[], str],
+    drawn: str,
+    repository: Path,
+    train_command: Callable[..., list[str]],
+):
+    runs, every = f"{s3()}/runs", 5
+    _, *arguments = train_command(drawn, runs, "--set", "epochs=40")
+
+    def job(*words: str) -> subprocess.CompletedProcess[str]:
+        verb, *others = words
+        ray = (str(PROGRAMS / "ray"), "job", verb, "--address", head.dashboard)
+        return head.run(*ray, *others, cwd=repository)
+
+    def submit(name: str, *settings: str) -> subprocess.CompletedProcess[str]:
+        words = ("--working-dir", ".", "--submission-id", name, *settings, "--", "python")
+        return job("submit", *words, "jobs/train.py", "drawn_cls/edsr-x4/sr4ir", *arguments)
+
+    begun = submit("stopped", "--no-wait")
+    assert begun.returncode == 0, head.told(begun)
+    deadline = time.monotonic() + 300
+    while not (published := published_steps(runs)) or published[-1] < 2 * every:
+        assert time.monotonic() < deadline, job("logs", "stopped").stdout
+        time.sleep(0.2)
+    stopped_at = time.monotonic()
+    assert job("stop", "stopped").returncode == 0
+    assert time.monotonic() - stopped_at < 30
+    assert "STOPPED" in job("status", "stopped").stdout.upper()
+    lines = job("logs", "stopped").stdout
+    assert re.search(r"epoch 1  step 10/480 .* images/s", lines)
+    # Nothing of it is left that could write.
+    wait_for_no_workers(head)
+    last = published_steps(runs)[-1]
+
+    again = submit("continued", "--no-wait")
+    assert again.returncode == 0, head.told(again)
+    while not (found := re.search(r"continuing after step (\d+)", job("logs", "continued").stdout)):
+        assert time.monotonic() < deadline, head.told(job("logs", "continued"))
+        time.sleep(0.5)
+    assert int(found[1]) == last
+    reached = [int(step) for step in re.findall(r"step (\d+)/480", lines)]
+    assert last >= max(reached) - every - 10  # lines come every 10 steps
+    job("stop", "continued")
+
+
+def published_steps(runs: str) -> list[int]:
+    """The steps that the one run in a folder has checkpoints of, if there is one."""
+    steps = []
+    for run in storage.list_names(runs):
+        steps += [int(uri[-9:]) for uri in checkpoint.newest_first(f"{runs}/{run}")]
+    return sorted(steps)
+
+
+def wait_for_no_workers(head: Head) -> None:
+    deadline = time.monotonic() + 60
+    while any("RayTrainWorker" in title for title in titles(head)):
+        assert time.monotonic() < deadline, "training workers are left"
+        time.sleep(0.2)
+
+
+def titles(head: Head) -> list[str]:
+    found = []
+    for process in psutil.Process(head.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            found.append(" ".join(process.cmdline()))
+    return found
 
 
 @pytest.mark.slow
