@@ -108,8 +108,9 @@ def train(
     failures = 0
     while True:
         cpus, gpu = wait_for_room(resources, say, left)
-        # A node that was lost gets time to come back.
-        resources = replace(resources, wait_s=max(resources.wait_s, resources.rank_timeout_s))
+        # Later rounds go on as this one does, and a node that was lost gets time to come back.
+        wait_s = max(resources.wait_s, resources.rank_timeout_s)
+        resources = replace(resources, cpus=cpus, gpu=gpu, wait_s=wait_s)
         for uri in starts:
             retention.hold(uri, by=plan.run_uri, days=_RUN_DAYS, until=until)
         newest = checkpoint.newest_first(plan.run_uri)[:1]

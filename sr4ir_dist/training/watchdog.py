@@ -1,10 +1,9 @@
-"""Who keeps the others waiting: what each rank was last seen doing, and a limit to any wait."""
+"""Who keeps the others waiting: what each rank was last seen doing."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +15,6 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 _STORE_TIMEOUT = timedelta(seconds=10)
-# Collectives give up at the limit by themselves, which tells more; this comes after them.
-_GRACE = 1.25
 
 
 class LostRankError(RuntimeError):
@@ -46,15 +43,16 @@ class Sighting:
 class Watchdog:
     """Keeps a list of what every rank is doing, beside the collectives; a context manager.
 
-    A thread of each rank reports to a key-value store on rank 0. A rank that does the same for
-    longer than the limit is ended, so that the run can start again without it.
+    A thread of each rank reports to a key-value store on rank 0. Collectives give up by themselves
+    at their own limit; what they say then does not name anyone, and this does. A rank that does the
+    same for long says so, for it may be the one that the others wait for.
 
     Args:
         rank: this process among those that train.
         world_size: how many they are.
         address: of this rank's node, as the others reach it.
-        limit_s: how long anything may take.
-        say: is told who is missing.
+        limit_s: how long ranks wait for one another.
+        say: is told that this rank is slow.
     """
 
     def __init__(
@@ -70,6 +68,7 @@ class Watchdog:
         self._limit_s, self._say = limit_s, say
         self._where = f"{address}, process {os.getpid()}"
         self._step, self._doing, self._since = 0, "starting", time.time()
+        self._told = 0.0
         self._beat_s = min(5.0, limit_s / 5)
         self._store = _store(rank, address) if world_size > 1 else None
         self._beat()
@@ -149,17 +148,10 @@ class Watchdog:
             except RuntimeError:
                 # Rank 0 has gone, and with it the list; whoever waits for rank 0 tells of it.
                 answers = False
-            self._enforce()
-
-    def _enforce(self) -> None:
-        stuck = time.time() - self._since
-        if stuck < _GRACE * self._limit_s:
-            return
-        why = self.missing() if self._world_size > 1 else f"at step {self._step}: {self._doing}"
-        self._say(f"rank {self._rank} is ended: no progress for {stuck:.0f} s, {why}")
-        sys.stdout.flush()
-        # Nothing less ends a thread that hangs in a system call or in a kernel.
-        os._exit(70)
+            if time.time() - self._since > self._limit_s and self._told != self._since:
+                self._told = self._since
+                doing = f"{self._doing} for {time.time() - self._since:.0f} s"
+                self._say(f"rank {self._rank} ({self._where}), step {self._step}: {doing}")
 
 
 def from_collective(error: BaseException) -> bool:
