@@ -1,5 +1,10 @@
+import os
+import subprocess
+import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +57,31 @@ def test_where_a_cluster_is_wanted(
     if variable is not None:
         monkeypatch.setenv("RAY_ADDRESS", variable)
     assert parallel.wants_cluster(address) == wanted
+
+
+def test_ray_that_is_started_here_wants_a_token_and_shows_its_dashboard_to_this_machine_alone():
+    # A short folder: paths of unix sockets are limited to 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as home:
+        environment = {name: value for name, value in os.environ.items() if "RAY_" not in name}
+        environment |= {"HOME": home, "RAY_TMPDIR": home, "RAY_USAGE_STATS_ENABLED": "0"}
+        code = """
+import urllib.error, urllib.request
+import ray
+from sr4ir_dist import parallel
+
+parallel.connect("local")
+url = ray._private.worker.get_dashboard_url()
+try:
+    urllib.request.urlopen(f"http://{url}/api/jobs/", timeout=30)
+except urllib.error.HTTPError as error:
+    print("answer", url.rpartition(":")[0], error.code)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "answer 127.0.0.1 401" in done.stdout
+        assert len((Path(home) / ".ray" / "auth_token").read_text()) >= 32
