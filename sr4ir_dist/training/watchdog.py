@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 _STORE_TIMEOUT = timedelta(seconds=10)
+_GATHER_S = 1.0
 
 
 class LostRankError(RuntimeError):
@@ -104,6 +105,9 @@ class Watchdog:
         """Who is not where this rank is, or does not answer, in words."""
         here = self._sighting()
         try:
+            # Where one dies, the others get here in the same moment: let them say where they are.
+            self._beat()
+            time.sleep(_GATHER_S)
             others = self._others()
         except RuntimeError:
             return f"rank 0 does not answer rank {self._rank} ({self._where}) at step {here.step}"

@@ -41,6 +41,7 @@ class Run:
     hosts: Hosts
     arguments: list[str]
     folder: Path
+    elastic: bool = False
     driver: Any = None
     ended: list[str] = field(default_factory=list)
 
@@ -84,6 +85,11 @@ class Run:
         wait_until(lambda: found() != [], seconds=200, what="a training worker")
         return found()
 
+    def replace(self) -> None:
+        """Add a node for one that is lost, at once where the run could not go on without."""
+        if not self.elastic:
+            self.hosts.add()
+
     def repair(self) -> None:
         """Replace the nodes where Ray does not run any more."""
         for node in list(self.hosts.workers):
@@ -120,7 +126,7 @@ def kill_starting_worker(run: Run, draw: random.Random) -> str:
 def kill_node(run: Run, draw: random.Random) -> str:
     node = draw.choice(run.training())
     run.hosts.kill(node)
-    run.hosts.add()
+    run.replace()
     return node.address
 
 
@@ -135,7 +141,7 @@ def cut_and_heal(run: Run, draw: random.Random) -> str:
 def cut_for_good(run: Run, draw: random.Random) -> str:
     node = draw.choice(run.training())
     run.hosts.cut(node)
-    run.hosts.add()
+    run.replace()
     return node.address
 
 
@@ -144,7 +150,7 @@ def drain(run: Run, draw: random.Random) -> str:
     node, seconds = draw.choice(run.training()), draw.randint(5, 12)
     told = time.monotonic()
     run.hosts.drain(node, seconds=seconds)
-    run.hosts.add()
+    run.replace()
     time.sleep(max(0.0, told + seconds - time.monotonic()))
     run.hosts.kill(node)
     return f"{node.address}, told {seconds} s before"
@@ -250,7 +256,8 @@ def soak(drawn, train_command) -> Iterator[Soak]:
         settings = [f"epochs={epochs}", "evaluation.every_epochs=5"]
         words = [word for setting in settings for word in ("--set", setting)]
         more = ["--workers", workers, "--max-failures", "1000", "--json", str(into / "result.json")]
-        return Run(made, train_command(drawn, str(into / "runs"), *words, *more), into)
+        command = train_command(drawn, str(into / "runs"), *words, *more)
+        return Run(made, command, into, elastic=workers == ELASTIC)
 
     def finish(run: Run) -> dict[str, Any]:
         assert run.driver.wait(1200) == 0, tail(run.log, 80)
