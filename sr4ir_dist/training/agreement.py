@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from enum import IntEnum
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_NOTICE_EVERY_S = 3.0
+_NOTICE_EVERY_S, _GROW_EVERY_S = 3.0, 60.0
 
 
 class Wish(IntEnum):
@@ -34,7 +34,8 @@ class Agreement:
         every_minutes: wish for a checkpoint when so much time has passed since the last; None never
             does.
         notice: asked every few seconds, on every rank at the same step; what it returns must be the
-            same on all of them: None, or why a node has to be left.
+            same on all of them: None, or the nodes that have to be left.
+        grow: asked every minute, on rank 0: whether there is room for more ranks.
         patience_s: how long ranks wait for one another.
     """
 
@@ -43,14 +44,16 @@ class Agreement:
         world_size: int,
         *,
         every_minutes: float | None,
-        notice: Callable[[], Any],
+        notice: Callable[[], Sequence[str] | None],
+        grow: Callable[[], bool] = lambda: False,
         patience_s: float = 600,
     ) -> None:
-        self.left: Any = None
-        """What `notice` returned when it first returned something."""
-        self._notice = notice
+        self.left: Sequence[str] | None = None
+        """The nodes that have to be left; none of them where the ranks end to become more."""
+        self._notice, self._grow = notice, grow
+        self._rank = dist.get_rank() if world_size > 1 else 0
         self._every_s = None if every_minutes is None else 60 * every_minutes
-        self._saved_at = self._asked_at = time.monotonic()
+        self._saved_at = self._asked_at = self._looked_at = time.monotonic()
         self._sent: tuple[torch.Tensor, Any] | None = None
         self._group: Any = None
         if world_size > 1:
@@ -73,10 +76,12 @@ class Agreement:
 
     def after_step(self) -> Wish:
         """What to do before the next step; every rank must call it after every step."""
-        save, ask = self._read()
+        save, ask, grow = self._read()
         self._send()
         if ask and self.left is None:
             self.left = self._notice()
+        if grow and self.left is None:
+            self.left = ()
         if self.left is not None:
             return Wish.LEAVE
         return Wish.SAVE if save else Wish.NONE
@@ -89,17 +94,20 @@ class Agreement:
             self._saved_at = now
         if ask:
             self._asked_at = now
-        message = torch.tensor([save, ask], dtype=torch.uint8)
+        grow = self._rank == 0 and now - self._looked_at >= _GROW_EVERY_S and self._grow()
+        if now - self._looked_at >= _GROW_EVERY_S:
+            self._looked_at = now
+        message = torch.tensor([save, ask, grow], dtype=torch.uint8)
         work = None
         if self._group is not None:
             work = dist.broadcast(message, 0, group=self._group, async_op=True)
         self._sent = message, work
 
-    def _read(self) -> tuple[bool, bool]:
+    def _read(self) -> tuple[bool, bool, bool]:
         if self._sent is None:
-            return False, False
+            return False, False, False
         (message, work), self._sent = self._sent, None
         if work is not None:
             work.wait()
-        save, ask = message.tolist()
-        return bool(save), bool(ask)
+        save, ask, grow = message.tolist()
+        return bool(save), bool(ask), bool(grow)

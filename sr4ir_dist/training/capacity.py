@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import ray
 
@@ -46,7 +47,7 @@ class Resources:
 
 def wait_for_room(
     resources: Resources, say: Callable[[str], None], without: Collection[str] = ()
-) -> tuple[int, bool]:
+) -> Resources:
     """`check_resources`, again and again until there is room or `wait_s` has passed.
 
     An autoscaler is asked for the nodes.
@@ -54,28 +55,50 @@ def wait_for_room(
     Raises:
         ExperimentError: there was none in time.
     """
-    started = told = time.monotonic()
+    started = time.monotonic()
+    told = -_TELL_EVERY_S
     asked = False
-    while True:
-        try:
-            found = check_resources(resources, without)
-            break
-        except NoRoomError as error:
-            now = time.monotonic()
-            if now - started >= resources.wait_s:
-                raise NoRoomError(f"{error}; {_waited(resources.wait_s)}") from error
-            if not asked or now - told >= _TELL_EVERY_S:
-                left = resources.wait_s - (now - started)
-                say(f"waiting {left / 60:.0f} more minutes for nodes: {error}")
-                told = now
-            if not asked:
-                _ask_autoscaler(resources, least(resources))
-                asked = True
-            time.sleep(1)
-    if asked:
-        # What was asked for would be kept running for ever.
-        _ask_autoscaler(resources, 0)
-    return found
+    try:
+        while True:
+            try:
+                return check_resources(resources, without)
+            except NoRoomError as error:
+                waited = time.monotonic() - started
+                if waited >= resources.wait_s:
+                    raise NoRoomError(f"{error}; {_waited(resources.wait_s)}") from error
+                if waited - told >= _TELL_EVERY_S:
+                    left = (resources.wait_s - waited) / 60
+                    say(f"waiting {left:.0f} more minutes for nodes: {error}")
+                    told = waited
+                if not asked:
+                    _ask_autoscaler(resources, least(resources))
+                    asked = True
+                time.sleep(1)
+    finally:
+        if asked:
+            # What was asked for would be kept running for ever.
+            _ask_autoscaler(resources, 0)
+
+
+def has_more_room(resources: Resources, workers: int) -> bool:
+    """Whether so many workers, which run, could be more: as many as are asked for at most."""
+    if workers >= resources.workers:
+        return False
+    try:
+        check_resources(replace(resources, least=workers + 1))
+    except NoRoomError:
+        return False
+    # The nodes are there; others may be using them.
+    free = ray.available_resources()
+    wanted = {"CPU": resources.cpus or 1, "GPU": 1 if resources.gpu else 0}
+    return all(free.get(kind, 0) >= count for kind, count in wanted.items())
+
+
+def _draining() -> list[str]:
+    """The nodes that Ray drains, by id; its public list of nodes does not tell."""
+    from ray._private.state import state
+
+    return list(state.get_draining_nodes())
 
 
 def least(resources: Resources) -> int:
@@ -96,12 +119,14 @@ def _ask_autoscaler(resources: Resources, workers: int) -> None:
     request_resources(bundles=[each] * workers)
 
 
-def check_resources(resources: Resources, without: Collection[str] = ()) -> tuple[int, bool]:
-    """The CPUs of each worker and whether it gets a GPU, on the cluster that was joined.
+def check_resources(resources: Resources, without: Collection[str] = ()) -> Resources:
+    """What the cluster that was joined can give of what is asked for: the most workers it can.
+
+    In what is returned the CPUs of each worker are decided, and whether it has a GPU.
 
     Args:
         resources: what is asked for.
-        without: ids of nodes that are about to be taken away.
+        without: ids of nodes that do not count.
 
     Raises:
         ExperimentError: what is asked for can never be had.
@@ -114,15 +139,22 @@ def check_resources(resources: Resources, without: Collection[str] = ()) -> tupl
             f"workers={resources.least}:{resources.workers}: expected at least 1 and at most as "
             "many as the second number"
         )
+    # Ray places nothing on a node that is about to be taken away, and lists it among the others.
+    without = {*without, *_draining()}
     nodes = [
         node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in without
     ]
-    for workers in range(resources.workers, least(resources), -1):
+    counts = range(resources.workers, least(resources) - 1, -1)
+    # Fewer workers with GPUs come before more without.
+    ways = (True, False) if resources.gpu is None else (resources.gpu,)
+    for gpu, workers in product(ways, counts):
+        asked = replace(resources, workers=workers, gpu=gpu)
         try:
-            return fit_workers(nodes, replace(resources, workers=workers))
+            return replace(asked, cpus=fit_workers(nodes, asked)[0])
         except NoRoomError:
-            continue
-    return fit_workers(nodes, replace(resources, workers=least(resources)))
+            if (gpu, workers) == (ways[-1], counts[-1]):
+                raise
+    raise AssertionError("there is at least one way")
 
 
 def fit_workers(nodes: Sequence[Mapping[str, float]], resources: Resources) -> tuple[int, bool]:

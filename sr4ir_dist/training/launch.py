@@ -21,13 +21,19 @@ from sr4ir_dist.training.observers import load_callback
 from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan
 from sr4ir_dist.training.views import cut
 from sr4ir_dist.training.watchdog import from_collective
-from sr4ir_dist.training.worker import LEFT, EvaluationJob, Job, evaluate_worker, run_worker
+from sr4ir_dist.training.worker import (
+    LEFT,
+    EvaluationJob,
+    Job,
+    RefusedError,
+    evaluate_worker,
+    run_worker,
+)
 
 _RAY_FOLDER = "ray"  # what Ray keeps for itself, beside our checkpoints
 # How long a checkpoint in use is kept from being pruned where nobody says that the use has ended.
 # Each launch of a run begins the time anew.
 _RUN_DAYS, _EVALUATION_DAYS = 30, 3
-_START_S = 60.0  # in which workers start on nodes that have room
 
 
 class TrainingError(RuntimeError):
@@ -35,15 +41,15 @@ class TrainingError(RuntimeError):
 
 
 class WorkersLostError(TrainingError):
-    """Workers died, or did not start, more often than is borne.
+    """Workers died or did not start; they may do better the next time.
 
     Attributes:
-        at_start: they did not start; Ray gives that one try alone.
+        announced: they died with a node that was announced to go.
     """
 
-    def __init__(self, message: str, *, at_start: bool) -> None:
+    def __init__(self, message: str, *, announced: bool) -> None:
         super().__init__(message)
-        self.at_start = at_start
+        self.announced = announced
 
 
 def finished_result(plan: Plan) -> dict[str, Any] | None:
@@ -95,45 +101,43 @@ def train(
     until = storage.join(plan.run_uri, RESULT)
     job = Job(
         plan,
-        threads=0,
+        resources,
         log_every=log_every,
         cache_dir=_local(cache_dir),
-        started="",
-        rank_timeout_s=resources.rank_timeout_s,
         awaited=callback is not None,
         observers=tuple(observers),
     )
-    callbacks = [_Failures(resources.max_failures), *([] if callback is None else [callback])]
+    callbacks = [] if callback is None else [callback]
     left: set[str] = set()
     failures = 0
     while True:
-        cpus, gpu = wait_for_room(resources, say, left)
+        given = wait_for_room(resources, say, left)
         # Later rounds go on as this one does, and a node that was lost gets time to come back.
         wait_s = max(resources.wait_s, resources.rank_timeout_s)
-        resources = replace(resources, cpus=cpus, gpu=gpu, wait_s=wait_s)
+        resources = replace(resources, cpus=given.cpus, gpu=given.gpu, wait_s=wait_s)
         for uri in starts:
             retention.hold(uri, by=plan.run_uri, days=_RUN_DAYS, until=until)
         newest = checkpoint.newest_first(plan.run_uri)[:1]
-        job = replace(job, threads=cpus, started=uuid.uuid4().hex)
         # Our checkpoints say where the run stands. What Ray kept of an earlier launch can only
         # harm: it may be half-written, and another version of Ray refuses it.
         storage.delete(storage.join(plan.run_uri, _RAY_FOLDER))
-        trainer = _trainer(
-            run_worker, job, resources, cpus, gpu, folder=plan.run_uri, callbacks=callbacks
-        )
+        job = replace(job, resources=resources)
+        trainer = _trainer(run_worker, job, given, folder=plan.run_uri, callbacks=callbacks)
         try:
             result = _fit(trainer, f"run {plan.run}")
         except WorkersLostError as error:
-            came_further = checkpoint.newest_first(plan.run_uri)[:1] != newest
-            failures = 0 if came_further else failures + 1
-            if failures > (resources.max_failures if error.at_start else 0):
+            if checkpoint.newest_first(plan.run_uri)[:1] != newest:
+                failures = 0
+            failures += not error.announced
+            if failures > resources.max_failures:
                 raise
-            say(f"{error}; starting again")
+            say(f"{error}; starting again ({failures} of {resources.max_failures} times)")
             continue
         if LEFT not in result:
             break
         left.update(result[LEFT])
-        say(f"node {', '.join(result[LEFT])} is about to be taken away: going on elsewhere")
+        nodes = ", ".join(result[LEFT])
+        say(f"node {nodes} goes: going on elsewhere" if nodes else "going on with more workers")
     for uri in starts:
         retention.release(uri, by=plan.run_uri)
     return result
@@ -164,12 +168,10 @@ def evaluate(
         storage_uri = request.checkpoint.rpartition("/")[0]
     storage_uri = storage.absolute(storage_uri)
     storage.check_writable(storage_uri)
-    cpus, gpu = check_resources(resources)
+    given = check_resources(resources)
     folder = storage.join(storage_uri, f"evaluation-{uuid.uuid4().hex[:8]}")
-    job = EvaluationJob(request, cpus, _local(cache_dir))
-    # It is short, and what fails once in it fails again.
-    resources = replace(resources, max_failures=0)
-    trainer = _trainer(evaluate_worker, job, resources, cpus, gpu, folder=folder)
+    job = EvaluationJob(request, given.cpus or 1, _local(cache_dir))
+    trainer = _trainer(evaluate_worker, job, given, folder=folder)
     try:
         with retention.held(request.checkpoint, by=folder, days=_EVALUATION_DAYS):
             return _fit(trainer, f"evaluation of {request.checkpoint}")
@@ -180,40 +182,38 @@ def evaluate(
 def _trainer(
     worker: Callable[[dict[str, Any]], Any],
     job: Any,
-    resources: Resources,
-    cpus: int,
-    gpu: bool,
+    given: Resources,
     *,
     folder: str,
     callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> ray.train.torch.TorchTrainer:
     filesystem, path = storage.filesystem(folder)
-    _limit_waits(resources)
+    _limit_waits(given)
+    each = {"CPU": given.cpus or 1} | ({"GPU": 1} if given.gpu else {})
     return ray.train.torch.TorchTrainer(
         worker,
         train_loop_config={"job": job},
         torch_config=SettledTorchConfig(
-            backend="nccl" if gpu else "gloo", timeout_s=round(resources.rank_timeout_s)
+            backend="nccl" if given.gpu else "gloo", timeout_s=round(given.rank_timeout_s)
         ),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers
-            if resources.least is None
-            else (resources.least, resources.workers),
-            use_gpu=gpu,
-            resources_per_worker={"CPU": cpus, "GPU": 1} if gpu else {"CPU": cpus},
+            # Ray's own way with a range would wait for ever in silence, try the size before a loss
+            # again, lose the steps since the last checkpoint to grow, and keep a dead job's nodes.
+            num_workers=given.workers,
+            use_gpu=bool(given.gpu),
+            resources_per_worker=each,
         ),
         run_config=ray.train.RunConfig(
             name=_RAY_FOLDER,
             storage_path=path,
             storage_filesystem=filesystem,
+            # `train` starts again by itself, as long as the run comes further.
             failure_config=ray.train.FailureConfig(
-                max_failures=resources.max_failures,
-                # Ray counts them over a whole run.
-                controller_failure_limit=0,
+                max_failures=0, controller_failure_limit=0, max_preemption_failures=0
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),
-            worker_runtime_env={"env_vars": _worker_environment(gpu)},
+            worker_runtime_env={"env_vars": _worker_environment(gpu=bool(given.gpu))},
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -223,15 +223,18 @@ def _fit(trainer: ray.train.torch.TorchTrainer, what: str) -> dict[str, Any]:
     try:
         result = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        why = cause(getattr(error, "worker_failures", None) or {}) or str(error)
-        at_start = isinstance(error, ray.train.ControllerError)
-        raise WorkersLostError(f"{what} failed: {why}", at_start=at_start) from error
+        failures = getattr(error, "worker_failures", None) or {}
+        for refused in map(_plain, failures.values()):
+            if isinstance(refused, RefusedError):
+                raise TrainingError(f"{what} was stopped: {refused}") from error
+        announced = isinstance(error, ray.train.PreemptionError)
+        raise WorkersLostError(
+            f"{what} failed: {cause(failures) or error}", announced=announced
+        ) from error
     except Exception as error:
         raise TrainingError(f"{what} failed: {error}") from error
     if not isinstance(result, dict):
         raise TrainingError(f"{what} ended without a result; start it again to continue")
-    if "refused" in result:
-        raise TrainingError(f"{what} was stopped: {result['refused']}")
     return result
 
 
@@ -283,7 +286,7 @@ def _local(folder: str | None) -> str | None:
     return None if folder is None else str(storage.local_path(storage.absolute(folder)))
 
 
-def _worker_environment(gpu: bool) -> dict[str, str]:
+def _worker_environment(*, gpu: bool) -> dict[str, str]:
     # Ray would print every line twice, once as its own log record.
     environment = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     if not gpu:
@@ -297,24 +300,9 @@ def _limit_waits(resources: Resources) -> None:
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": 2,
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": resources.rank_timeout_s,
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": resources.rank_timeout_s,
-        # A node that was lost gets the same time to be replaced.
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": max(_START_S, resources.wait_s),
     }
     for name, seconds in limits.items():
         os.environ[name] = str(seconds)
-
-
-class _Failures(ray.train.UserCallback):
-    """Runs in Ray Train's controller, and tells why workers are started again."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._count = most, 0
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self._count += 1
-        print(
-            f"failure {self._count}, {self._most} are borne: {cause(worker_exceptions)}", flush=True
-        )
 
 
 def cause(failures: Mapping[int, BaseException]) -> str:

@@ -19,7 +19,7 @@ from sr4ir_dist.training.evaluate import evaluate
 from sr4ir_dist.training.schedules import halving, learning_rate
 from sr4ir_dist.training.state import Progress
 from sr4ir_dist.training.step import Rates, train_step
-from sr4ir_dist.training.throughput import Meter
+from sr4ir_dist.training.throughput import SAVING, Meter
 from sr4ir_dist.training.views import Setup, make_inputs
 
 
@@ -107,8 +107,8 @@ def train(
                     means = losses.means() | {f"lr_{k}": v[0] for k, v in rates.items()}
                     hooks.logged(progress, means, meter.read())
                 if publish_now:
-                    hooks.entered("saving", progress.step)
-                    hooks.publish(progress)
+                    with meter.part(SAVING):
+                        hooks.publish(progress)
                 if wish is Wish.LEAVE:
                     return progress
                 started = time.perf_counter()
@@ -155,7 +155,8 @@ def learning_rates(setup: Setup, step: int, steps_per_epoch: int) -> Rates:
     periods = [count * steps_per_epoch for count in epochs if count > 0]
 
     def rate(role: Role, base_rate: float) -> float:
-        if role == "sr" and experiment.optimizers.sr.halve_at:
+        rising = experiment.lr_warmup_epochs * steps_per_epoch
+        if role == "sr" and experiment.optimizers.sr.halve_at and step >= rising:
             total = experiment.epochs * steps_per_epoch
             at = experiment.optimizers.sr.halve_at
             return halving(step, base_lr=base_rate, steps=total, at=at)
@@ -164,7 +165,7 @@ def learning_rates(setup: Setup, step: int, steps_per_epoch: int) -> Rates:
             base_lr=base_rate,
             floor=getattr(experiment.optimizers, role).lr_floor,
             periods_in_steps=periods,
-            warmup_steps=experiment.lr_warmup_epochs * steps_per_epoch,
+            warmup_steps=rising,
         )
 
     return {

@@ -46,11 +46,12 @@ def train_step(
         Each active term's weighted loss, detached, on the device, times this rank's share: the mean
         over ranks is the global batch's.
     """
-    reported: dict[str, Tensor] = {}
+    reported = {}
     parts = in_passes(setup, inputs)
     for number, phase in enumerate(setup.recipe.phases, 1):
         terms = [term for term in phase.terms if after_warmup or not term.after_warmup]
         with timed(f"phase {number}"), only_trainable(setup, phase):
+            told: dict[str, Tensor] = {}
             for part in parts:
                 views = Views(setup, phase, part)
                 losses = {
@@ -60,10 +61,11 @@ def train_step(
                 }
                 _backward(setup, phase, losses, views, last=part is parts[-1])
                 for term, loss in losses.items():
-                    known = reported.get(term.name)
-                    reported[term.name] = loss.detach() if known is None else known + loss.detach()
+                    known = told.get(term.name)
+                    told[term.name] = loss.detach() if known is None else known + loss.detach()
             for role in phase.updates:
                 setup.engines[role].step(rates[role])
+        reported |= told
     return reported
 
 

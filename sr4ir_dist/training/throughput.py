@@ -15,6 +15,8 @@ from sr4ir_dist.batch import Batch
 
 DATA = "data"
 """The part of a step in which a rank waits for its images."""
+SAVING = "saving"
+"""What lies between two steps and counts for neither."""
 PHASES = ("phase 1", "phase 2")
 
 
@@ -44,9 +46,9 @@ class Meter:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time what happens inside as a part of the step, one of `DATA` and `PHASES`."""
+        """Time what happens inside as a part of the step, one of `DATA`, `PHASES` and `SAVING`."""
         self._entered(name)
-        if self._device.type == "cuda" and name != DATA:
+        if self._device.type == "cuda" and name in PHASES:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             yield
@@ -84,7 +86,7 @@ class Meter:
             `phase_2`, each of the rank with the most; `data_wait_rank`, which one waited longest;
             `memory_gib`, the most that a rank held at any time (of the GPU's, or of the process).
         """
-        elapsed = time.perf_counter() - self._started
+        elapsed = time.perf_counter() - self._started - self._seconds[SAVING]
         if self._events:
             torch.cuda.synchronize(self._device)
         for name, begin, end in self._events:

@@ -29,6 +29,7 @@ from sr4ir_dist.training.build import (
     open_loader,
     settle_random_start,
 )
+from sr4ir_dist.training.capacity import Resources, has_more_room
 from sr4ir_dist.training.evaluate import evaluate
 from sr4ir_dist.training.loop import Hooks, NonFiniteLossError, train
 from sr4ir_dist.training.mirror import Mirror, own_output
@@ -44,8 +45,10 @@ CHECKPOINT = "checkpoint"
 _POINTER = "pointer.json"
 LEFT = "left"
 """The key of a result that only names nodes that the workers had to leave."""
-REFUSED = "refused.json"
-"""Written by a worker that met an error which no retry can mend."""
+
+
+class RefusedError(ValueError):
+    """A run that a retry would end in the same way; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +57,18 @@ class Job:
 
     Attributes:
         plan: the run.
-        threads: CPU threads of a worker's networks.
+        resources: with the CPUs of a worker, which are the threads of its networks.
         log_every: steps between two lines of progress.
         cache_dir: node-local cache of shards from remote storage; None for the default.
-        started: names the launch, so that an error of an earlier one is not taken for this one's.
-        rank_timeout_s: how long ranks wait for one another.
         awaited: someone decides by each evaluation whether the run goes on, so it is reported at
             once and not when the next checkpoint is saved.
         observers: `module:name` of what else is told of the run, on rank 0.
     """
 
     plan: Plan
-    threads: int
+    resources: Resources
     log_every: int
     cache_dir: str | None
-    started: str
-    rank_timeout_s: float
     awaited: bool = False
     observers: tuple[str, ...] = ()
 
@@ -96,29 +95,26 @@ def run_worker(config: dict[str, Job]) -> dict[str, Any]:
         config: the job, under the key `job`.
 
     Returns:
-        The run's result, `{"refused": why}` where a retry could not help, or `{"left": [node, ..]}`
-        where the workers have to go on elsewhere.
+        The run's result, or `{"left": [node, ..]}` where the workers have to go on elsewhere.
+
+    Raises:
+        RefusedError: no retry can help.
     """
     job = config["job"]
     rank, world_size = dist.get_rank(), dist.get_world_size()
     _quieten()
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(job.resources.cpus or 1)
     try:
         with _watched(job, rank, world_size) as (watchdog, mirror):
-            why = shared(lambda: _earlier_refusal(job), rank)
-            if why is not None:
-                return {"refused": why}
             return _run(job, rank, world_size, watchdog, mirror)
     except (NonFiniteLossError, SavingError) as error:
-        return {"refused": str(error)}
+        raise RefusedError(str(error)) from error
     except ValueError as error:
         # Torch and Ray raise ValueErrors too, of a process group that was taken away for one.
         if _storage_failed(error) or not type(error).__module__.startswith("sr4ir_dist."):
             raise
         # One of ours names a setting or a file that is wrong, and will be wrong again.
-        note = {"started": job.started, "why": f"{type(error).__name__}: {error}"}
-        storage.write_json(storage.join(job.plan.run_uri, REFUSED), note)
-        raise
+        raise RefusedError(f"{type(error).__name__}: {error}") from error
 
 
 def evaluate_worker(config: dict[str, EvaluationJob]) -> dict[str, float]:
@@ -146,7 +142,9 @@ def _watched(job: Job, rank: int, world_size: int) -> Iterator[tuple[Watchdog, M
     """What goes on beside training: this rank's output is copied to the run, ranks are watched."""
     address = ray.util.get_node_ip_address()
     begun = shared(lambda: time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), rank)
-    watchdog = Watchdog(rank, world_size, address=address, limit_s=job.rank_timeout_s, say=print)
+    watchdog = Watchdog(
+        rank, world_size, address=address, limit_s=job.resources.rank_timeout_s, say=print
+    )
     with Mirror(print) as mirror:
         for name, path in own_output().items():
             mirror.add(path, storage.join(job.plan.run_uri, "logs", begun, f"rank-{rank}.{name}"))
@@ -204,7 +202,8 @@ def _run(
         world_size,
         every_minutes=plan.experiment.checkpoint.every_minutes,
         notice=_notice,
-        patience_s=job.rank_timeout_s,
+        grow=lambda: has_more_room(job.resources, world_size),
+        patience_s=job.resources.rank_timeout_s,
     )
     with (
         agreement,
@@ -239,8 +238,8 @@ def _run(
         watchdog.entered("saving", progress.step)
         saver.finish()
         if agreement.left is not None:
-            say(f"saved after step {progress.step}: a node is about to be taken away")
-            return {LEFT: agreement.left}
+            say(f"saved after step {progress.step}, to go on with other workers")
+            return {LEFT: list(agreement.left)}
     return _finish(setup, plan, progress)
 
 
@@ -280,18 +279,6 @@ def _newest_sound(run_uri: str, say: Callable[[str], None]) -> checkpoint.Checkp
             "train anew"
         )
     return None
-
-
-def _earlier_refusal(job: Job) -> str | None:
-    uri = storage.join(job.plan.run_uri, REFUSED)
-    if not storage.exists(uri):
-        return None
-    try:
-        note = storage.read_json(uri)
-    except storage.ContentError:
-        return None
-    ours = isinstance(note, dict) and note.get("started") == job.started
-    return str(note.get("why")) if ours else None
 
 
 def _storage_failed(error: BaseException | None) -> bool:

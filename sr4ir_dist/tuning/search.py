@@ -124,11 +124,11 @@ def settled(resources: capacity.Resources) -> capacity.Resources:
     Raises:
         ExperimentError: the cluster has not what a trial asks for.
     """
-    cpus, gpu = capacity.check_resources(replace(resources, cpus=resources.cpus or 1))
-    if gpu and resources.cpus is None:
+    found = capacity.check_resources(replace(resources, cpus=resources.cpus or 1))
+    if found.gpu and resources.cpus is None:
         cluster = ray.cluster_resources()
-        cpus = max(1, int(cluster["CPU"]) // int(cluster["GPU"]))
-    return replace(resources, cpus=cpus, gpu=gpu)
+        return replace(found, cpus=max(1, int(cluster["CPU"]) // int(cluster["GPU"])))
+    return found
 
 
 def concurrent(resources: capacity.Resources) -> int:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 
 import pytest
 import ray
@@ -12,6 +13,7 @@ from sr4ir_dist.training.capacity import (
     Resources,
     check_resources,
     fit_workers,
+    has_more_room,
     wait_for_room,
 )
 
@@ -59,9 +61,9 @@ def test_what_does_not_fit_is_refused(nodes, asked, message):
 
 
 def test_a_range_takes_what_there_is(cluster):
-    assert check_resources(Resources(4, 1, least=2)) == (1, False)
-    assert check_resources(Resources(100, 1, least=2)) == (1, False)
-    assert check_resources(Resources(100, least=1)) == (1, False)
+    for asked in (Resources(4, 1, least=2), Resources(100, 1, least=2), Resources(100, least=1)):
+        assert check_resources(asked) == replace(asked, workers=4, cpus=1, gpu=False)
+    assert check_resources(Resources(2)) == Resources(2, 2, gpu=False)
     with pytest.raises(NoRoomError, match="workers=5 with 1 CPUs each do not fit"):
         check_resources(Resources(100, 1, least=5))
 
@@ -76,6 +78,12 @@ def test_nodes_that_are_about_to_go_have_no_room(cluster):
     (node,) = ray.nodes()
     with pytest.raises(NoRoomError, match="room for 0"):
         check_resources(Resources(1), without=[node["NodeID"]])
+
+
+def test_there_is_room_for_more_workers_up_to_what_was_asked_for(cluster):
+    asked = Resources(4, 1, gpu=False, least=1)
+    assert [has_more_room(asked, running) for running in (1, 3, 4)] == [True, True, False]
+    assert not has_more_room(replace(asked, cpus=3), 1)  # on 4 CPUs
 
 
 def test_too_large_a_request_is_refused_at_once(cluster):

@@ -57,6 +57,24 @@ def test_a_notice_is_asked_for_now_and_then_and_stays(monkeypatch):
     assert found == [Wish.NONE] * first + [Wish.LEAVE] * (40 - first)
 
 
+def test_room_for_more_ranks_ends_this_many(monkeypatch):
+    monkeypatch.setattr(module, "_GROW_EVERY_S", 0.05)
+    asked = []
+
+    def grow():
+        asked.append(1)
+        return len(asked) == 3
+
+    with Agreement(1, every_minutes=None, notice=lambda: None, grow=grow) as agreement:
+        found = []
+        for _ in range(40):
+            time.sleep(0.01)
+            found.append(agreement.after_step())
+        assert agreement.left == ()
+    first = found.index(Wish.LEAVE)
+    assert found == [Wish.NONE] * first + [Wish.LEAVE] * (40 - first)
+
+
 def rank(number, ranks, folder, queue):
     import torch.distributed as dist
 

@@ -5,6 +5,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -415,6 +416,20 @@ def test_learning_rates_by_recipe_and_warm_up(recipe, warmup, boundaries):
         assert rates["task"] == pytest.approx(
             [published_rate(t, 3e-2, 1e-4, boundaries)], rel=1e-12
         )
+
+
+def test_halved_rates_rise_first_too():
+    halved = override(
+        experiments.make("folder_sr/edsr-x4/pretrain"), ["epochs=8", "lr_warmup_epochs=2"]
+    )
+    setup = tiny_setup(tiny_experiment("pretrain"), engine="plain")
+    setup = replace(setup, experiment=halved)
+    rates = [learning_rates(setup, step, 10)["sr"][0] for step in range(80)]
+    peak = max(rates)
+    assert rates[0] == pytest.approx(peak / 20)
+    assert rates[:20] == sorted(rates[:20])
+    assert rates[20] == peak
+    assert rates[20:] == sorted(rates[20:], reverse=True)
 
 
 def test_detections_rates_rise_for_an_epoch_before_their_cosine():
