@@ -105,7 +105,7 @@ def undisturbed(cluster, experiment, drawn, tmp_path_factory) -> dict[str, Any]:
 
 
 def test_a_run_keeps_what_every_rank_said(undisturbed):
-    (attempt,) = Path(undisturbed["run_uri"], "logs").iterdir()
+    attempt = max(Path(undisturbed["run_uri"], "logs").iterdir())
     found = {path.name: path.read_text() for path in attempt.iterdir()}
     assert {"rank-0.out", "rank-1.out"} <= found.keys()
     line = (
@@ -117,8 +117,9 @@ def test_a_run_keeps_what_every_rank_said(undisturbed):
 
 
 def test_a_run_can_be_looked_at_in_tensorboard_and_by_prometheus(undisturbed):
-    (events,) = Path(undisturbed["run_uri"], "tensorboard").iterdir()
-    content = events.read_bytes()
+    # One for each start of the workers, which on a busy machine may be two.
+    files = Path(undisturbed["run_uri"], "tensorboard").glob("events.*")
+    content = b"".join(path.read_bytes() for path in files)
     for name in (b"training/pixel_sr", b"training/images_per_second", b"validation/top1"):
         assert name in content
     (node,) = ray.nodes()
