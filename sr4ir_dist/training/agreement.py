@@ -20,7 +20,7 @@ class Wish(IntEnum):
     NONE = 0
     SAVE = 1
     LEAVE = 2
-    """Save and end: a node is about to be taken away."""
+    """Save and end, to go on with other workers: a node is about to be taken away, or more came."""
 
 
 class Agreement:
@@ -75,7 +75,10 @@ class Agreement:
         self._saved_at = time.monotonic()
 
     def after_step(self) -> Wish:
-        """What to do before the next step; every rank must call it after every step."""
+        """What to do before the next step.
+
+        Every rank must call it after every step, and after every batch of an evaluation.
+        """
         save, ask, grow = self._read()
         self._send()
         if ask and self.left is None:

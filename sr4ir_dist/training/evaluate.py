@@ -24,7 +24,10 @@ M = TypeVar("M", bound=Metric | Mean)
 
 
 def evaluate(
-    setup: Setup, loader: Loader, say: Callable[[str], None] = lambda text: None
+    setup: Setup,
+    loader: Loader,
+    say: Callable[[str], None] = lambda text: None,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Judge the networks on a split, by the recipe's view.
 
@@ -36,6 +39,7 @@ def evaluate(
         setup: the networks, and the recipe that says which view is judged.
         loader: this rank's loader of the split.
         say: is told how far it is, about ten times.
+        after_batch: called after each batch, on every rank equally often; may raise to end it all.
 
     Returns:
         `psnr` (dB), `ssim` and, where its weights are there, `lpips` against HR where the view is
@@ -62,6 +66,7 @@ def evaluate(
                 if task_metric is not None:
                     outputs = views.task_outputs(setup.recipe.judged_on)
                     task_metric.update(outputs, inputs.targets)
+            after_batch()
     bad.add(torch.ones(len(loader.bad_rows)))
     figures: dict[str, float] = {}
     for name, metric in quality.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from sr4ir_dist.training.worker import (
     run_worker,
 )
 
+_ENVIRONMENT = frozenset(os.environ)  # what the user set is left as it is
 _RAY_FOLDER = "ray"  # what Ray keeps for itself, beside our checkpoints
 # How long a checkpoint in use is kept from being pruned where nobody says that the use has ended.
 # Each launch of a run begins the time anew.
@@ -110,25 +112,26 @@ def train(
     callbacks = [] if callback is None else [callback]
     left: set[str] = set()
     failures = 0
+    newest = checkpoint.newest_first(plan.run_uri)[:1]
     while True:
         given = wait_for_room(resources, say, left)
         # Later rounds go on as this one does, and a node that was lost gets time to come back.
         wait_s = max(resources.wait_s, resources.rank_timeout_s)
         resources = replace(resources, cpus=given.cpus, gpu=given.gpu, wait_s=wait_s)
-        for uri in starts:
-            retention.hold(uri, by=plan.run_uri, days=_RUN_DAYS, until=until)
-        newest = checkpoint.newest_first(plan.run_uri)[:1]
-        # Our checkpoints say where the run stands. What Ray kept of an earlier launch can only
-        # harm: it may be half-written, and another version of Ray refuses it.
-        storage.delete(storage.join(plan.run_uri, _RAY_FOLDER))
         job = replace(job, resources=resources)
-        trainer = _trainer(run_worker, job, given, folder=plan.run_uri, callbacks=callbacks)
         try:
+            for uri in starts:
+                retention.hold(uri, by=plan.run_uri, days=_RUN_DAYS, until=until)
+            # Our checkpoints say where the run stands. What Ray kept of an earlier launch can only
+            # harm: it may be half-written, and another version of Ray refuses it.
+            storage.delete(storage.join(plan.run_uri, _RAY_FOLDER))
+            trainer = _trainer(run_worker, job, given, folder=plan.run_uri, callbacks=callbacks)
             result = _fit(trainer, f"run {plan.run}")
-        except WorkersLostError as error:
-            if checkpoint.newest_first(plan.run_uri)[:1] != newest:
-                failures = 0
-            failures += not error.announced
+        except (WorkersLostError, storage.StorageError) as error:
+            with suppress(storage.StorageError):
+                before, newest = newest, checkpoint.newest_first(plan.run_uri)[:1]
+                failures = failures if newest == before else 0
+            failures += not (isinstance(error, WorkersLostError) and error.announced)
             if failures > resources.max_failures:
                 raise
             say(f"{error}; starting again ({failures} of {resources.max_failures} times)")
@@ -138,8 +141,9 @@ def train(
         left.update(result[LEFT])
         nodes = ", ".join(result[LEFT])
         say(f"node {nodes} goes: going on elsewhere" if nodes else "going on with more workers")
-    for uri in starts:
-        retention.release(uri, by=plan.run_uri)
+    with suppress(storage.StorageError):  # `until` ends these too
+        for uri in starts:
+            retention.release(uri, by=plan.run_uri)
     return result
 
 
@@ -302,7 +306,8 @@ def _limit_waits(resources: Resources) -> None:
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": resources.rank_timeout_s,
     }
     for name, seconds in limits.items():
-        os.environ[name] = str(seconds)
+        if name not in _ENVIRONMENT:
+            os.environ[name] = str(seconds)
 
 
 def cause(failures: Mapping[int, BaseException]) -> str:

@@ -27,6 +27,10 @@ class NonFiniteLossError(ValueError):
     """A loss that is not finite; every rank raises it, naming the step, the term and the ids."""
 
 
+class _LeaveError(Exception):
+    """The ranks have to leave in the middle of an evaluation."""
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What the loop tells its surroundings; every rank calls them at the same steps.
@@ -37,7 +41,8 @@ class Hooks:
         logged: since the last call: the mean losses with the learning rates, and `Meter.read`.
         evaluated: a new record at the end of the progress's history.
         judging: how far an evaluation is, in words.
-        wish: asked after each step; what to do before the next one, the same on every rank.
+        wish: asked after each step and each batch of an evaluation; what to do before the next one,
+            the same on every rank.
     """
 
     publish: Callable[[Progress], None]
@@ -62,9 +67,9 @@ def train(
     """Train from `progress` to the experiment's last epoch, or only judge what learns nothing.
 
     Every rank must call it with its own loaders. It ends early where `hooks.wish` says so, having
-    published the state after the last step, before any evaluation. What a step computes depends on
-    the experiment, the data and the number of ranks alone, so a run that resumes repeats an
-    uninterrupted one.
+    published the state after the last step, without an evaluation of it. What a step computes
+    depends on the experiment, the data and the number of ranks alone, so a run that resumes repeats
+    an uninterrupted one.
 
     Raises:
         NonFiniteLossError: a loss is not finite; nothing is published after that step.
@@ -115,7 +120,11 @@ def train(
 
         judged = epoch == last or _due(epoch, experiment.evaluation.every_epochs)
         if judged:
-            progress = _judge(setup, validation, progress, hooks)
+            try:
+                progress = _judge(setup, validation, progress, hooks)
+            except _LeaveError:
+                hooks.publish(progress)
+                return progress
         progress = replace(progress, epoch=epoch + 1, step_in_epoch=0, bad_rows=())
         due = _due(epoch, experiment.checkpoint.every_epochs)
         due |= _due(progress.step, experiment.checkpoint.every_steps)
@@ -127,9 +136,14 @@ def train(
 
 
 def _judge(setup: Setup, validation: Loader, progress: Progress, hooks: Hooks) -> Progress:
+    def after_batch() -> None:
+        # A checkpoint comes after the evaluation anyway.
+        if hooks.wish() is Wish.LEAVE:
+            raise _LeaveError
+
     hooks.entered("evaluating", progress.step)
     figures = {"epoch": progress.epoch, "step": progress.step}
-    figures |= evaluate(setup, validation, hooks.judging)
+    figures |= evaluate(setup, validation, hooks.judging, after_batch)
     if progress.bad_rows:
         figures["bad_training_images"] = len(progress.bad_rows)
     progress = replace(progress, history=(*progress.history, figures))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -18,6 +18,8 @@ from sr4ir_dist.training.views import Setup
 
 MOST_FAILURES = 3
 """So many saves in a row that fail end the run."""
+# Ranks that hear nothing for longer give up, however well a large upload goes.
+_TELL_EVERY_S = 10.0
 
 
 class SavingError(ValueError):
@@ -112,15 +114,19 @@ class Saver:
         progress, self._saving = self._saving, None
         if progress is None:
             return
-        uri, why = shared(self._outcome, self._setup.rank)
+        while (outcome := shared(self._outcome, self._setup.rank)) is None:
+            pass
+        uri, why = outcome
         self._failures = self._failures + 1 if uri is None else 0
         self._why = why
         # Ray's report waits seconds for its controller, so it tells of evaluated checkpoints alone.
         if _judged(progress):
             self._report(progress.history[-1], uri)
 
-    def _outcome(self) -> tuple[str | None, str]:
+    def _outcome(self) -> tuple[str | None, str] | None:
         assert self._writing is not None
+        if not wait([self._writing], timeout=_TELL_EVERY_S).done:
+            return None
         try:
             return self._writing.result(), ""
         except storage.StorageError as error:

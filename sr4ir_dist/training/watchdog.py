@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -46,14 +47,14 @@ class Watchdog:
 
     A thread of each rank reports to a key-value store on rank 0. Collectives give up by themselves
     at their own limit; what they say then does not name anyone, and this does. A rank that does the
-    same for long says so, for it may be the one that the others wait for.
+    same for nearly as long says so, and where the others are.
 
     Args:
         rank: this process among those that train.
         world_size: how many they are.
         address: of this rank's node, as the others reach it.
         limit_s: how long ranks wait for one another.
-        say: is told that this rank is slow.
+        say: is told that this rank has not come further for long.
     """
 
     def __init__(
@@ -111,23 +112,22 @@ class Watchdog:
             others = self._others()
         except RuntimeError:
             return f"rank 0 does not answer rank {self._rank} ({self._where}) at step {here.step}"
-        late = {
-            rank: other
-            for rank, other in others.items()
-            if (other.step, other.doing) != (here.step, here.doing)
-            or here.seen - other.seen > 3 * self._beat_s
-        }
+        late = self._elsewhere(here, others)
         if not late:
             return (
                 f"every rank is at step {here.step} ({here.doing}), and rank {self._rank} does not "
                 "hear from them: the network between them may be cut"
             )
-        told = "; ".join(
+        return f"rank {self._rank} at step {here.step} ({here.doing}) waited in vain for {late}"
+
+    def _elsewhere(self, here: Sighting, others: dict[int, Sighting]) -> str:
+        return "; ".join(
             f"rank {rank} ({other.where}), last heard of {here.seen - other.seen:.0f} s ago at "
             f"step {other.step}, {other.doing} for {other.seen - other.since:.0f} s"
-            for rank, other in late.items()
+            for rank, other in others.items()
+            if (other.step, other.doing) != (here.step, here.doing)
+            or here.seen - other.seen > 3 * self._beat_s
         )
-        return f"rank {self._rank} at step {here.step} ({here.doing}) waited in vain for {told}"
 
     def _sighting(self) -> Sighting:
         return Sighting(self._where, self._step, self._doing, self._since, time.time())
@@ -152,10 +152,18 @@ class Watchdog:
             except RuntimeError:
                 # Rank 0 has gone, and with it the list; whoever waits for rank 0 tells of it.
                 answers = False
-            if time.time() - self._since > self._limit_s and self._told != self._since:
+            # Before the limit, at which NCCL may end the process without an error to catch.
+            if time.time() - self._since > 0.9 * self._limit_s and self._told != self._since:
                 self._told = self._since
-                doing = f"{self._doing} for {time.time() - self._since:.0f} s"
-                self._say(f"rank {self._rank} ({self._where}), step {self._step}: {doing}")
+                self._tell()
+
+    def _tell(self) -> None:
+        here, others = self._sighting(), ""
+        with suppress(RuntimeError):
+            others = self._elsewhere(here, self._others())
+        doing = f"{here.doing} for {here.seen - here.since:.0f} s"
+        meanwhile = f"; meanwhile {others}" if others else ""
+        self._say(f"rank {self._rank} ({self._where}), step {here.step}: {doing}{meanwhile}")
 
 
 def from_collective(error: BaseException) -> bool:
@@ -166,6 +174,8 @@ def from_collective(error: BaseException) -> bool:
     if isinstance(error, ValueError):
         # Ray takes it from ranks that still train, when it ends them for another one.
         return "process group has not been initialized" in text
+    if any(kind.__name__ == "CollectiveTimeoutError" for kind in type(error).__mro__):
+        return True  # Ray Train's, of which it makes no public name
     marks = ("gloo", "Gloo", "NCCL", "Connection closed by peer")
     return isinstance(error, RuntimeError) and any(mark in text for mark in marks)
 

@@ -138,6 +138,32 @@ def test_a_run_that_leaves_saves_first_and_goes_on_as_if_it_had_not(drawn, scrat
     assert content(second, run(second, drawn, progress)) == whole
 
 
+def test_a_run_leaves_in_the_middle_of_an_evaluation(drawn, scratch):
+    """The state after the last step is saved, and judged by those who go on."""
+    settings = ["checkpoint.every_steps=null", "evaluation.batch_size=2"]
+    experiment = short_experiment("sr4ir", *settings)
+    setup = fresh(experiment, "plain")
+    whole = content(setup, run(setup, drawn, Progress()))
+
+    first = fresh(experiment, "plain")
+    published, doing = [], []
+
+    def publish(progress):
+        uri = checkpoint.publish(scratch, progress.step, state.snapshot(first, progress))
+        published.append((progress.step, uri))
+
+    hooks = {
+        "entered": lambda what, step: doing.append(what),
+        "wish": lambda: Wish.LEAVE if doing[-1] == "evaluating" else Wish.NONE,
+    }
+    progress = run(first, drawn, Progress(), publish, hooks=hooks)
+    assert published[-1][0] == progress.step
+    assert len(progress.history) == 0
+
+    second, progress = from_checkpoint(experiment, "plain", published[-1][1])
+    assert content(second, run(second, drawn, progress)) == whole
+
+
 @pytest.mark.parametrize("wished_after", [1, 2, 3])
 def test_a_wish_to_save_is_met_once(drawn, wished_after):
     settings = ["checkpoint.every_steps=null", "checkpoint.every_epochs=9"]

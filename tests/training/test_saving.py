@@ -13,7 +13,7 @@ import torch
 from tiny_runs import tiny_experiment, tiny_setup
 
 from sr4ir_dist import checkpoint, storage
-from sr4ir_dist.training import state
+from sr4ir_dist.training import saving, state
 from sr4ir_dist.training.plan import Plan
 from sr4ir_dist.training.saving import Saver, SavingError
 from sr4ir_dist.training.state import Progress
@@ -116,6 +116,19 @@ def test_a_save_waits_for_the_one_before(plan, saver, gate):
     saver.finish()
     assert published(plan) == [2, 1]
     assert len(saver.reported) == 1
+
+
+def test_ranks_hear_of_a_long_upload_before_they_give_up(plan, saver, gate, monkeypatch):
+    heard, shared = [], saving.shared
+    monkeypatch.setattr(saving, "_TELL_EVERY_S", 0.05)
+    monkeypatch.setattr(saving, "shared", lambda *args: heard.append(shared(*args)) or heard[-1])
+    gate.open.clear()
+    saver.save(at(1))
+    threading.Timer(0.5, gate.open.set).start()
+    saver.finish()
+    assert heard[-1] == (checkpoint.resolve(plan.run_uri), "")
+    assert len(heard) > 3
+    assert set(heard[:-1]) == {None}
 
 
 def test_leaving_waits_for_what_is_written(setup, plan, gate):

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 import torch.multiprocessing as multiprocessing
+from ray.train.v2._internal.exceptions import BroadcastCollectiveTimeoutError
 
 from sr4ir_dist.training.watchdog import LostRankError, Watchdog, from_collective
 
@@ -84,6 +85,17 @@ def test_a_rank_that_hangs_says_so_once(told):
     messages, _ = told
     (text,) = [text for number, kind, text in messages if (number, kind) == (2, "said")]
     assert re.search(r"rank 2 \(127.0.0.1, process \d+\), step 8: data for [456] s", text)
+    assert re.search(r"meanwhile rank 0 \([^)]*\), .* at step 8, phase 1 for \d s; rank 1 ", text)
+
+
+@pytest.mark.timeout(200)
+def test_those_who_wait_name_it_before_they_give_up(told):
+    messages, _ = told
+    for waiting in (0, 1):
+        kinds = [kind for number, kind, _ in messages if number == waiting]
+        assert kinds == ["process", "said", "raised"]
+        (text,) = [text for number, kind, text in messages if (number, kind) == (waiting, "said")]
+        assert re.search(r"step 8: phase 1 for 4 s; meanwhile rank 2 .*, data for \d s", text)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +104,10 @@ def test_a_rank_that_hangs_says_so_once(told):
         (LostRankError("rank 1"), True),
         (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True),
         (RuntimeError("NCCL error: unhandled system error"), True),
+        (
+            BroadcastCollectiveTimeoutError(1.0, [1], 1.0),
+            True,
+        ),
         (RuntimeError("shape mismatch"), False),
         (ValueError("gloo"), False),
         (ValueError("Default process group has not been initialized, please"), True),
