@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -158,12 +157,7 @@ class Loader:
         """The loader itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Ends the threads."""
         self.close()
 

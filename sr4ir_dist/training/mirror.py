@@ -7,7 +7,6 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from sr4ir_dist import storage
 
@@ -39,12 +38,7 @@ class Mirror:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Copies a last time."""
         self._ended.set()
         self._thread.join()

@@ -124,8 +124,12 @@ def kill_starting_worker(run: Run, draw: random.Random) -> str:
 
 
 def kill_node(run: Run, draw: random.Random) -> str:
+    return lose(run, draw, run.hosts.kill)
+
+
+def lose(run: Run, draw: random.Random, how: Callable[[Node], None]) -> str:
     node = draw.choice(run.training())
-    run.hosts.kill(node)
+    how(node)
     run.replace()
     return node.address
 
@@ -139,10 +143,7 @@ def cut_and_heal(run: Run, draw: random.Random) -> str:
 
 
 def cut_for_good(run: Run, draw: random.Random) -> str:
-    node = draw.choice(run.training())
-    run.hosts.cut(node)
-    run.replace()
-    return node.address
+    return lose(run, draw, run.hosts.cut)
 
 
 def drain(run: Run, draw: random.Random) -> str:

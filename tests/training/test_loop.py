@@ -111,28 +111,36 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(drawn, scratch, engine, 
         shutil.rmtree(published[cut])
 
 
+def leave(experiment, data, folder, hooks):
+    """Trains until the hooks say so; gives the checkpoint that was saved last and where it is."""
+    setup, published = fresh(experiment, "plain"), []
+
+    def publish(progress):
+        uri = checkpoint.publish(folder, progress.step, state.snapshot(setup, progress))
+        published.append((progress.step, uri))
+
+    progress = run(setup, data, Progress(), publish, hooks=hooks)
+    step, uri = published[-1]
+    assert step == progress.step
+    assert len(progress.history) == 0
+    return uri, progress
+
+
 @pytest.mark.parametrize("left_after", [1, 2, 3, 4])
 def test_a_run_that_leaves_saves_first_and_goes_on_as_if_it_had_not(drawn, scratch, left_after):
     experiment = short_experiment("sr4ir", "checkpoint.every_steps=null")
     setup = fresh(experiment, "plain")
     whole = content(setup, run(setup, drawn, Progress()))
 
-    first = fresh(experiment, "plain")
-    published, asked = [], []
-
-    def publish(progress):
-        uri = checkpoint.publish(scratch, progress.step, state.snapshot(first, progress))
-        published.append((progress.step, uri))
+    asked = []
 
     def wish():
         asked.append(1)
         return Wish.LEAVE if len(asked) == left_after else Wish.NONE
 
-    progress = run(first, drawn, Progress(), publish, hooks={"wish": wish})
     # At an epoch's end, before the evaluation, which may take longer than there is.
-    step, uri = published[-1]
-    assert step == progress.step == left_after
-    assert len(progress.history) == 0
+    uri, progress = leave(experiment, drawn, scratch, {"wish": wish})
+    assert progress.step == left_after
 
     second, progress = from_checkpoint(experiment, "plain", uri)
     assert content(second, run(second, drawn, progress)) == whole
@@ -145,22 +153,15 @@ def test_a_run_leaves_in_the_middle_of_an_evaluation(drawn, scratch):
     setup = fresh(experiment, "plain")
     whole = content(setup, run(setup, drawn, Progress()))
 
-    first = fresh(experiment, "plain")
-    published, doing = [], []
-
-    def publish(progress):
-        uri = checkpoint.publish(scratch, progress.step, state.snapshot(first, progress))
-        published.append((progress.step, uri))
-
+    doing = []
     hooks = {
         "entered": lambda what, step: doing.append(what),
         "wish": lambda: Wish.LEAVE if doing[-1] == "evaluating" else Wish.NONE,
     }
-    progress = run(first, drawn, Progress(), publish, hooks=hooks)
-    assert published[-1][0] == progress.step
-    assert len(progress.history) == 0
+    uri, _ = leave(experiment, drawn, scratch, hooks)
+    assert doing[-1] == "evaluating"
 
-    second, progress = from_checkpoint(experiment, "plain", published[-1][1])
+    second, progress = from_checkpoint(experiment, "plain", uri)
     assert content(second, run(second, drawn, progress)) == whole
 
 
