@@ -15,8 +15,6 @@ from torch import nn
 from sr4ir_dist import __version__, checkpoint, recipes, storage
 from sr4ir_dist.checkpoint import Checkpoint
 from sr4ir_dist.config import Experiment, Network
-from sr4ir_dist.data.schema import DatasetError
-from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.export.describe import describe_sr, describe_task
 from sr4ir_dist.export.graph import (
     ExportError,
@@ -33,6 +31,7 @@ from sr4ir_dist.tasks.scored import Scored
 from sr4ir_dist.training.build import build_networks, make_task
 from sr4ir_dist.training.state import (
     JUDGED,
+    load_class_names,
     load_experiment,
     load_networks,
     load_progress,
@@ -93,7 +92,11 @@ def export(
     saved = checkpoint.load(resolve(uri))
     experiment, notes = load_experiment(saved), []
     task = make_task(experiment)
-    classes = None if task is None else _classes(saved, task, data, notes)
+    classes = None
+    if task is not None:
+        names, note = load_class_names(saved, task.num_classes, data)
+        classes = names or None
+        notes += [note] if note else []
     modules = _networks(experiment, saved, notes)
     storage.check_writable(out)
     origin = _origin(experiment, saved)
@@ -139,23 +142,6 @@ def _networks(
         modules["task"] = scored.network
         notes.append("the task network's real/fake score, of use in training alone, is left out")
     return modules
-
-
-def _classes(
-    saved: Checkpoint, task: Task, data: str | None, notes: list[str]
-) -> tuple[str, ...] | None:
-    """The names of what the task network tells apart, without background, where they are known."""
-    try:
-        split = open_split(load_run(saved)["data"] if data is None else data, "train")
-        names = split.manifest.class_names
-        if len(names) != task.num_classes:
-            raise ExportError(f"{split} has {len(names)} classes, not {task.num_classes}")
-    except (DatasetError, storage.StorageError, ExportError) as error:
-        if data is not None:
-            raise
-        notes.append(f"no names of classes (name the dataset to have them): {error}")
-        return None
-    return names
 
 
 def _origin(experiment: Experiment, saved: Checkpoint) -> dict[str, Any]:

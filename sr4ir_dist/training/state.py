@@ -16,7 +16,18 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from sr4ir_dist.checkpoint import Checkpoint, CheckpointError
-from sr4ir_dist.config import Experiment, Network, NonNegative, Positive, Role, from_json
+from sr4ir_dist.config import (
+    Experiment,
+    ExperimentError,
+    Network,
+    NonNegative,
+    Positive,
+    Role,
+    from_json,
+)
+from sr4ir_dist.data.schema import DatasetError
+from sr4ir_dist.data.splits import open_split
+from sr4ir_dist.storage import StorageError
 from sr4ir_dist.training.engines import Engine
 from sr4ir_dist.training.views import Setup
 from sr4ir_dist.untrusted import MOST_BYTES
@@ -153,3 +164,34 @@ def load_run(saved: Checkpoint) -> dict[str, Any]:
     if not known or not isinstance(run.get("run"), str):
         raise CheckpointError(f"run.json of checkpoint {saved.uri} names no run and dataset")
     return run
+
+
+def load_class_names(
+    saved: Checkpoint, classes: int, data: str | None = None
+) -> tuple[tuple[str, ...], str]:
+    """The names of what a checkpoint's task network tells apart, without background.
+
+    Args:
+        saved: the checkpoint.
+        classes: how many there are.
+        data: dataset that names them; None for what the run was trained on, where it can be read.
+
+    Returns:
+        The names, or none at all and why they are not known.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+        ExperimentError: the dataset that was asked for has another number of classes.
+        DatasetError: there is no such dataset.
+        StorageError: the storage does not answer.
+    """
+    try:
+        split = open_split(load_run(saved)["data"] if data is None else data, "train")
+        names = split.manifest.class_names
+        if len(names) != classes:
+            raise ExperimentError(f"{split} has {len(names)} classes, not {classes}")
+    except (DatasetError, StorageError, ExperimentError) as error:
+        if data is not None:
+            raise
+        return (), f"no names of classes (name the dataset to have them): {error}"
+    return tuple(names), ""

@@ -18,6 +18,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from sr4ir_dist import checkpoint, experiments, storage
+from sr4ir_dist.config import ExperimentError
 from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
 from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.data.schema import DatasetError
@@ -307,7 +308,7 @@ def test_what_cannot_be_exported_is_refused_by_name(
         export(run, out, data=f"{out}/elsewhere")
     other = str(tmp_path / "other")
     convert(DRAWN, nine_classes(), other, threads=1)
-    with pytest.raises(ExportError, match="other has 9 classes, not 8"):
+    with pytest.raises(ExperimentError, match="other has 9 classes, not 8"):
         export(run, out, data=other)
     monkeypatch.setattr(graph, "_LIBRARIES", ("onnx", "no_such_library"))
     with pytest.raises(

@@ -168,8 +168,12 @@ def read_file(uri: str) -> bytes:
         raise DatasetError(str(error)) from error
 
 
-def list_images(root: str) -> tuple[list[str], int]:
+def list_images(root: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> tuple[list[str], int]:
     """The image files below a folder.
+
+    Args:
+        root: the folder.
+        suffixes: of what is an image, in lower case.
 
     Returns:
         Their sorted paths relative to the folder, and how many other files were left out. Hidden
@@ -185,7 +189,7 @@ def list_images(root: str) -> tuple[list[str], int]:
         for path in storage.list_files(root)
         if not any(part.startswith(".") for part in PurePosixPath(path).parts)
     ]
-    images = [path for path in visible if path.lower().endswith(IMAGE_SUFFIXES)]
+    images = [path for path in visible if path.lower().endswith(suffixes)]
     return images, len(visible) - len(images)
 
 
