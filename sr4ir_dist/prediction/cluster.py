@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ import ray
 import ray.data
 import torch
 from ray.exceptions import RayError, UserCodeException
+from ray.util.annotations import RayDeprecationWarning
 
 from sr4ir_dist.parallel import ClusterError
 from sr4ir_dist.prediction.inputs import InputImage
@@ -47,16 +49,19 @@ def on_cluster(resources: Resources) -> Run:
             # As text: Ray Data would make columns of what is in it.
             rows = [{"part": json.dumps(_as_value(part))} for part in parts]
             dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS))
-            done = dataset.map_batches(
-                _Worker,
-                fn_constructor_args=(plan, given.cpus, bool(given.gpu)),
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=min(given.workers, len(parts))),
-                num_cpus=given.cpus,
-                num_gpus=1 if given.gpu else 0,
-                max_restarts=-1,
-                max_task_retries=_RESTARTS,
-            )
+            with warnings.catch_warnings():
+                # There is no other way yet to say `max_task_retries`, without which an image that
+                # kills its worker would be tried for ever.
+                warnings.simplefilter("ignore", RayDeprecationWarning)
+                done = dataset.map_batches(
+                    _Worker,
+                    fn_constructor_args=(plan, given.cpus, bool(given.gpu)),
+                    batch_size=1,
+                    compute=ray.data.ActorPoolStrategy(size=min(given.workers, len(parts))),
+                    num_cpus=given.cpus,
+                    num_gpus=1 if given.gpu else 0,
+                    max_task_retries=_RESTARTS,
+                )
             try:
                 for row in done.iter_rows():
                     yield json.loads(row["record"])

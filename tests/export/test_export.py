@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from random_runs import drawn_images, publish_random
 from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
@@ -27,11 +28,7 @@ from sr4ir_dist.export import graph
 from sr4ir_dist.export.graph import TOLERANCE, ExportError, make_graph
 from sr4ir_dist.export.write import export
 from sr4ir_dist.hub import versions
-from sr4ir_dist.overrides import override
-from sr4ir_dist.tasks.detection import Detector, settle
 from sr4ir_dist.tasks.scored import Scored
-from sr4ir_dist.training.build import build_networks, make_setup
-from sr4ir_dist.training.state import Progress, snapshot
 
 NAMES = tuple(CLASS_NAMES)
 SMALL_EDSR = ("sr.blocks=1", "sr.features=8")
@@ -53,46 +50,12 @@ def published(tmp_path_factory, data):
     """A function that publishes a run with random weights and returns its URI and networks."""
 
     def publish(name, *settings, step=6, data=data):
-        experiment = experiments.make(name)
-        if experiment.task is not None:
-            settings = (*settings, f"task.classes={len(NAMES)}")
-        experiment = override(experiment, settings)
-        modules = build_networks(experiment, torch.device("cpu"), ("sr", "task"))
-        for module in modules.values():
-            randomise(module)
-        setup = make_setup(experiment, modules, engine="none")
-        files = snapshot(setup, Progress(epoch=3, step=step, history=HISTORY))
-        files["run.json"] = json.dumps({"run": "a-run-0123abcd", "data": [data]}).encode()
         run = str(tmp_path_factory.mktemp("run") / "a-run-0123abcd")
-        checkpoint.publish(run, step, files)
-        return run, modules
+        if experiments.make(name).task is not None:
+            settings = (*settings, f"task.classes={len(NAMES)}")
+        return run, publish_random(run, name, *settings, data=data, step=step, history=HISTORY)
 
     return publish
-
-
-def randomise(module):
-    """Statistics of batch norm from some images: without them a deep network's outputs are flat."""
-    images = drawn_images(16, 128, 128)
-    if isinstance(module, Detector):
-        settle(module, images)
-        return
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for layer in norms:
-        layer.momentum = 1.0
-    if norms:
-        with torch.no_grad():
-            module.train()(images[:4, :, :64, :64])
-    for layer in norms:
-        # Four images hardly differ in some channels, whose rounding errors would be amplified.
-        layer.running_var.clamp_(min=0.01)
-
-
-def drawn_images(*shape, seed=0):
-    count, height, width = shape
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, 3, 6, 7, generator=generator)
-    fine = torch.rand(count, 3, height, width, generator=generator)
-    return F.interpolate(coarse, (height, width), mode="bilinear") * 0.8 + fine * 0.2
 
 
 @pytest.fixture(scope="module")
