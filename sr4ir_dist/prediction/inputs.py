@@ -60,7 +60,7 @@ def list_inputs(uri: str) -> tuple[list[InputImage], tuple[str, ...]]:
         DatasetError: there is no such folder.
         StorageError: the storage did not answer.
     """
-    uri = storage.absolute(uri)
+    uri = plain(uri)
     notes: tuple[str, ...] = ()
     if uri.lower().endswith(LIST_SUFFIX):
         uris, notes = _read_list(uri)
@@ -78,6 +78,15 @@ def list_inputs(uri: str) -> tuple[list[InputImage], tuple[str, ...]]:
             raise PredictionError(f"{path} in {uri}: '.', '..' or nothing between slashes")
     names = _unique_names(paths)
     return [InputImage(*each) for each in zip(uris, paths, names, strict=True)], notes
+
+
+def plain(uri: str) -> str:
+    """A local URI as an absolute path; others as they are, without slashes at their end.
+
+    Raises:
+        StorageError: the URI is malformed.
+    """
+    return str(storage.local_path(uri)) if storage.is_local(uri) else uri.rstrip("/")
 
 
 def read_image(uri: str) -> Tensor:
@@ -131,7 +140,7 @@ def _read_list(uri: str) -> tuple[list[str], tuple[str, ...]]:
 
 def _from_folder(entry: str, folder: str) -> str:
     elsewhere = "://" in entry or entry.startswith(("/", "~"))
-    return storage.absolute(entry if elsewhere else storage.join(folder, entry))
+    return plain(entry if elsewhere else storage.join(folder, entry))
 
 
 def _below_common_folder(uris: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from sr4ir_dist import checkpoint, recipes, storage
 from sr4ir_dist.checkpoint import Checkpoint
 from sr4ir_dist.config import Experiment, Role
 from sr4ir_dist.hub.versions import resolve
-from sr4ir_dist.prediction.inputs import InputImage, PredictionError, list_inputs
+from sr4ir_dist.prediction.inputs import InputImage, PredictionError, list_inputs, plain
 from sr4ir_dist.prediction.tiles import Tiling, make_tiling
 from sr4ir_dist.training.build import make_task
 from sr4ir_dist.training.state import JUDGED, load_class_names, load_experiment
@@ -120,7 +120,7 @@ def make_plan(
         StorageError: the storage cannot be written.
         ValueError: an option is out of its range.
     """
-    out, source = storage.absolute(out), storage.absolute(source)
+    out, source = plain(out), plain(source)
     saved = checkpoint.load(resolve(uri))
     experiment = load_experiment(saved)
     recipe = recipes.get(experiment.recipe)
@@ -198,8 +198,8 @@ def _has(experiment: Experiment) -> str:
 
 def _check_apart(source: str, out: str, images: list[InputImage]) -> None:
     """Results are not to be taken for images, nor to replace any."""
-    inside = [image.uri for image in images if image.uri.startswith(f"{out.rstrip('/')}/")]
-    if inside or f"{out}/".startswith(f"{source.rstrip('/')}/"):
+    inside = [image.uri for image in images if image.uri.startswith(f"{out}/")]
+    if inside or f"{out}/".startswith(f"{source}/"):
         raise PredictionError(f"--out {out} and the images of {source} must lie apart")
 
 
