@@ -6,18 +6,17 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import ray
 import ray.data
 import torch
-from ray.exceptions import RayError, UserCodeException
-from ray.util.annotations import RayDeprecationWarning
+from ray.exceptions import RayError
 
 from sr4ir_dist.parallel import ClusterError
-from sr4ir_dist.prediction.inputs import InputImage
+from sr4ir_dist.prediction.inputs import InputImage, PredictionError
 from sr4ir_dist.prediction.parts import PartWorker
 from sr4ir_dist.prediction.plan import Part, Plan
 from sr4ir_dist.prediction.run import Run
@@ -45,50 +44,69 @@ def on_cluster(resources: Resources) -> Run:
     given = check_resources(resources)
 
     def run(plan: Plan, parts: Sequence[Part]) -> Iterator[dict[str, Any]]:
-        with _quiet():
-            # As text: Ray Data would make columns of what is in it.
-            rows = [{"part": json.dumps(_as_value(part))} for part in parts]
-            dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS))
-            with warnings.catch_warnings():
-                # There is no other way yet to say `max_task_retries`, without which an image that
-                # kills its worker would be tried for ever.
-                warnings.simplefilter("ignore", RayDeprecationWarning)
-                done = dataset.map_batches(
-                    _Worker,
-                    fn_constructor_args=(plan, given.cpus, bool(given.gpu)),
-                    batch_size=1,
-                    compute=ray.data.ActorPoolStrategy(size=min(given.workers, len(parts))),
-                    num_cpus=given.cpus,
-                    num_gpus=1 if given.gpu else 0,
-                    max_task_retries=_RESTARTS,
-                )
-            try:
-                for row in done.iter_rows():
-                    yield json.loads(row["record"])
-            except UserCodeException as error:
-                raise (error.__cause__ or error) from None
-            except RayError as error:
-                raise ClusterError(f"the Ray cluster lost a worker too often: {error}") from error
+        log = logging.getLogger("ray.data")
+        level = log.level
+        log.setLevel(logging.ERROR)  # it warns that its progress bars are switched off
+        try:
+            for row in _records(plan, parts, given).iter_rows():
+                record = json.loads(row["record"])
+                if "error" in record:
+                    raise PredictionError(record["error"])
+                yield record
+        except RayError as error:
+            raise ClusterError(f"the Ray cluster lost a worker too often: {error}") from error
+        finally:
+            log.setLevel(level)
 
     return run
+
+
+def _records(plan: Plan, parts: Sequence[Part], given: Resources) -> ray.data.Dataset:
+    """The records of parts, which are made when it is read; Ray Data does not tell of itself."""
+    # As text: Ray Data would make columns of what is in it.
+    rows = [{"part": json.dumps(_as_value(part))} for part in parts]
+    with warnings.catch_warnings():
+        # Ray Data warns of settings of its own, and of `max_task_retries`, for which there is no
+        # other way yet; without it an image that kills its worker would be tried for ever.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS))
+        dataset = dataset.map_batches(
+            _Worker,
+            fn_constructor_args=(plan, given.cpus, bool(given.gpu)),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(given.workers, len(parts))),
+            num_cpus=given.cpus,
+            num_gpus=1 if given.gpu else 0,
+            max_task_retries=_RESTARTS,
+        )
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    return dataset
 
 
 class _Worker:
     """A worker's networks, and what Ray Data calls with one part at a time."""
 
     def __init__(self, plan: Plan, threads: int, gpu: bool) -> None:
-        device = torch.device("cuda", 0) if gpu else torch.device("cpu")
-        self._worker = PartWorker(plan, threads=threads, device=device)
+        self._plan, self._threads = plan, threads
+        self._device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+
+    @cached_property
+    def _worker(self) -> PartWorker:
+        return PartWorker(self._plan, threads=self._threads, device=self._device)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        parts = [_from_value(json.loads(str(text))) for text in batch["part"]]
-        # The driver needs to know what was skipped, not what was found.
+        return {"record": [json.dumps(self._brief(str(text))) for text in batch["part"]]}
+
+    def _brief(self, part: str) -> dict[str, Any]:
+        """What the driver needs to know of a part: what was skipped, not what was found."""
+        try:
+            record = self._worker.predict(_from_value(json.loads(part)))
+        except ValueError as error:
+            # Ray Data would tell it in pages of stack traces, and add to the message.
+            return {"error": str(error)}
         kept = ("path", "skipped")
-        briefs = [
-            {"images": [{k: e[k] for k in kept if k in e} for e in record["images"]]}
-            for record in map(self._worker.predict, parts)
-        ]
-        return {"record": [json.dumps(brief) for brief in briefs]}
+        return {"images": [{k: e[k] for k in kept if k in e} for e in record["images"]]}
 
 
 def _as_value(part: Part) -> list[Any]:
@@ -98,20 +116,3 @@ def _as_value(part: Part) -> list[Any]:
 def _from_value(value: list[Any]) -> Part:
     number, images = value
     return Part(number, tuple(InputImage(*image) for image in images))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Ray Data from telling its own progress, on stdout and in logs, beside ours."""
-    context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    names = ("enable_progress_bars", "print_on_execution_start")
-    before, level = {name: getattr(context, name) for name in names}, log.level
-    for name in names:
-        setattr(context, name, False)
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(context, name, value)
-        log.setLevel(level)
