@@ -52,7 +52,7 @@ def main(
         typer.Option(
             help="Side in LR pixels of the tiles of images larger than one; 0 for never cutting. "
             "SwinIR's tiles and overlaps are multiples of its window.",
-            show_default="1024 / scale: about 1 GB",
+            show_default="1024 / scale, for SwinIR at most 256: 1 to 2 GB",
         ),
     ] = None,
     overlap: Annotated[
@@ -66,7 +66,7 @@ def main(
         int | None,
         typer.Option(
             help="Skip images whose SR image has more pixels.",
-            show_default="2^24 with a task network, 2^29 without",
+            show_default="2^23 with a task network, 2^28 without",
         ),
     ] = None,
     on_bad_image: Annotated[

@@ -5,7 +5,7 @@ WORKDIR /opt/sr4ir_dist
 COPY --chown=ray pyproject.toml ./
 RUN pip install --no-cache-dir uv==0.13.9 \
     && uv pip install --python "$(which python)" --no-cache --compile-bytecode \
-        "ray[default,train,tune]==2.60.0" "torch==2.15.0" "torchvision==0.29.2" \
+        "ray[data,default,train,tune]==2.60.0" "torch==2.15.0" "torchvision==0.29.2" \
         "deepspeed==0.19.8" --requirements pyproject.toml
 COPY --chown=ray sr4ir_dist sr4ir_dist
 COPY --chown=ray jobs jobs

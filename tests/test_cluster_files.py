@@ -356,6 +356,7 @@ finally:
         # Reads its space, and then finds no dataset.
         "tune.py tune_spaces/laptop.yaml drawn_cls/edsr-x4/sr4ir --data missing",
         "evaluate.py --help",
+        "predict.py --help",
         "prepare_data.py --help",
         "drain_on_notice.py --help",
     ],

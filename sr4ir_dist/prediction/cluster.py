@@ -22,8 +22,9 @@ from sr4ir_dist.prediction.plan import Part, Plan
 from sr4ir_dist.prediction.run import Run
 from sr4ir_dist.training.capacity import Resources, check_resources
 
-# A part is begun again so often because its worker or its node died; what it raises is final.
-_RESTARTS = 5
+# A part is begun again so often because its worker or its node died, and a worker is started again
+# so often; what it raises is final.
+_RETRIES, _RESTARTS = 5, 20
 # Ray Data holds a reference and some statistics for each block.
 _MOST_BLOCKS = 1000
 
@@ -54,7 +55,10 @@ def on_cluster(resources: Resources) -> Run:
                     raise PredictionError(record["error"])
                 yield record
         except RayError as error:
-            raise ClusterError(f"the Ray cluster lost a worker too often: {error}") from error
+            raise ClusterError(
+                f"the Ray cluster lost a worker too often: {error}; is an image too "
+                "large for its memory (--tile, --most-pixels)?"
+            ) from error
         finally:
             log.setLevel(level)
 
@@ -66,8 +70,8 @@ def _records(plan: Plan, parts: Sequence[Part], given: Resources) -> ray.data.Da
     # As text: Ray Data would make columns of what is in it.
     rows = [{"part": json.dumps(_as_value(part))} for part in parts]
     with warnings.catch_warnings():
-        # Ray Data warns of settings of its own, and of `max_task_retries`, for which there is no
-        # other way yet; without it an image that kills its worker would be tried for ever.
+        # Ray Data warns of settings of its own, and of these retries, for which there is no other
+        # way yet; without them an image that kills its worker would be tried for ever.
         warnings.simplefilter("ignore", DeprecationWarning)
         dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS))
         dataset = dataset.map_batches(
@@ -77,7 +81,8 @@ def _records(plan: Plan, parts: Sequence[Part], given: Resources) -> ray.data.Da
             compute=ray.data.ActorPoolStrategy(size=min(given.workers, len(parts))),
             num_cpus=given.cpus,
             num_gpus=1 if given.gpu else 0,
-            max_task_retries=_RESTARTS,
+            max_restarts=_RESTARTS,
+            max_task_retries=_RETRIES,
         )
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False

@@ -29,8 +29,9 @@ Target = Literal["label", "mask", "boxes"]
 _ABOUT = ("input", "checkpoint")  # said for people: digests tell what counts
 # A part is what is done again after a kill, and what is handed to a worker at once.
 _MOST_IMAGES, _PARTS = 32, 64
-# A task network of 21 classes takes 2 GB for 2^24 pixels; an SR image alone is kept as bytes.
-_MOST_TASK_PIXELS, _MOST_SR_PIXELS = 1 << 24, 1 << 29
+# For 2^23 pixels the task networks take 0.5 (detection) to 4 GB (DeepLabV3 with ResNet50). SR
+# images alone are kept as bytes, a few of them at a time: 2^28 pixels of one take 0.8 GB.
+_MOST_TASK_PIXELS, _MOST_SR_PIXELS = 1 << 23, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def make_plan(
         predictions: write what the task network finds, where there is one.
         tile: see `make_tiling`.
         overlap: see `make_tiling`.
-        most_pixels: images whose result has more pixels are skipped; None for as many as a few
-            GB of memory can take.
+        most_pixels: images whose result has more pixels are skipped; None for as many as 4 GB of
+            memory can take.
         data: dataset that names the classes; None for the one that the run was trained on, where it
             can be read.
         say: is told what a user should know.
@@ -123,19 +124,9 @@ def make_plan(
     out, source = plain(out), plain(source)
     saved = checkpoint.load(resolve(uri))
     experiment = load_experiment(saved)
-    recipe = recipes.get(experiment.recipe)
     task = make_task(experiment) if predictions else None
-    images = images and "sr" in recipe.init_from
-    if not images and task is None:
-        raise PredictionError(
-            f"nothing to write: {experiment.name} has {_has(experiment)}, and SR images or "
-            "predictions are switched off"
-        )
-    needed: dict[Role, bool] = {
-        "sr": images or recipe.judged_on == "sr",
-        "task": task is not None,
-    }
-    roles = tuple(role for role in JUDGED if needed[role])
+    roles = _needed(experiment, images, predictions)
+    images = images and "sr" in roles
     tiling = Tiling(0, 0)
     if "sr" in roles:
         assert experiment.sr is not None
@@ -144,13 +135,12 @@ def make_plan(
         most_pixels = _MOST_SR_PIXELS if task is None else _MOST_TASK_PIXELS
     if most_pixels < 1:
         raise PredictionError(f"most_pixels={most_pixels}: expected at least 1")
-    classes: tuple[str, ...] = ()
+    classes, notes = (), []
     if task is not None:
         classes, note = load_class_names(saved, task.num_classes, data)
-        if note:
-            say(f"note: {note}")
-    found, notes = list_inputs(source)
-    for note in notes:
+        notes += [note] if note else []
+    found, more = list_inputs(source)
+    for note in (*notes, *more):
         say(f"note: {note}")
     _check_apart(source, out, found)
     identity = {
@@ -169,19 +159,19 @@ def make_plan(
         "classes": list(classes),
     }
     _claim(out, identity)
-    target = None if task is None else task.target
-    return Plan(
-        saved.uri,
-        experiment,
-        out,
-        roles,
-        images,
-        target,
-        classes,
-        tiling,
-        most_pixels,
-        identity,
-    ), cut_into_parts(found)
+    plan = Plan(
+        checkpoint=saved.uri,
+        experiment=experiment,
+        out=out,
+        roles=roles,
+        images=images,
+        target=None if task is None else task.target,
+        classes=classes,
+        tiling=tiling,
+        most_pixels=most_pixels,
+        identity=identity,
+    )
+    return plan, cut_into_parts(found)
 
 
 def cut_into_parts(images: list[InputImage]) -> list[Part]:
@@ -191,9 +181,22 @@ def cut_into_parts(images: list[InputImage]) -> list[Part]:
     return [Part(n, tuple(images[start : start + size])) for n, start in enumerate(starts)]
 
 
-def _has(experiment: Experiment) -> str:
-    known = [role for role in JUDGED if role in recipes.get(experiment.recipe).init_from]
-    return " and ".join(f"{'an SR' if role == 'sr' else 'a task'} network" for role in known)
+def _needed(experiment: Experiment, images: bool, predictions: bool) -> tuple[Role, ...]:
+    """The networks that what is wanted needs, of those that the checkpoint has."""
+    recipe = recipes.get(experiment.recipe)
+    known: list[Role] = [role for role in JUDGED if role in recipe.init_from]
+    wanted: dict[Role, bool] = {
+        "sr": images or (predictions and "task" in known and recipe.judged_on == "sr"),
+        "task": predictions,
+    }
+    roles: tuple[Role, ...] = tuple(role for role in known if wanted[role])
+    if not roles:
+        has = " and ".join(f"{'an SR' if role == 'sr' else 'a task'} network" for role in known)
+        raise PredictionError(
+            f"nothing to write: {experiment.name} has {has}, whose results are switched off "
+            "(--no-images, --no-predictions)"
+        )
+    return roles
 
 
 def _check_apart(source: str, out: str, images: list[InputImage]) -> None:

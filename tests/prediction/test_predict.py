@@ -243,7 +243,7 @@ def test_another_checkpoint_input_or_option_is_refused(published, photos, tmp_pa
         ({"overlap": 8}, "overlap=6, not 8"),
         ({"images": False}, "sr_images=True, not False"),
         ({"predictions": False}, "predictions=True, not False"),
-        ({"most_pixels": 5}, "most_pixels=16777216, not 5"),
+        ({"most_pixels": 5}, "most_pixels=8388608, not 5"),
     ):
         options = {"uri": uri, "source": str(photos), "out": str(out)} | changed
         with pytest.raises(PredictionError, match=f"has predictions of another kind: .*{message}"):
@@ -255,8 +255,20 @@ def test_what_can_never_be_is_refused_before_anything_is_written(published, phot
     task, _ = published("drawn_cls/x4/l2t")
     out = tmp_path / "out"
     for uri, source, where, options, message in (
-        (sr, photos, out, {"images": False}, "nothing to write: .*pretrain has an SR network"),
-        (task, photos, out, {"predictions": False}, "nothing to write: .*l2t has a task network"),
+        (
+            sr,
+            photos,
+            out,
+            {"images": False},
+            "nothing to write: .*pretrain has an SR network, whose results",
+        ),
+        (
+            task,
+            photos,
+            out,
+            {"predictions": False},
+            "nothing to write: .*l2t has a task network, whose results",
+        ),
         (sr, photos, photos / "out", {}, "must lie apart"),
         (sr, photos, photos, {}, "must lie apart"),
         (sr, photos / "a", f"file://{photos}", {}, "must lie apart"),

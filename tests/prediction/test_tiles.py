@@ -126,7 +126,11 @@ def test_defaults_take_about_the_same_memory_at_every_scale():
         Tiling(256, 36),
         Tiling(128, 36),
     ]
-    assert make_tiling(swinir, 4) == Tiling(256, 32)
+    assert [make_tiling(swinir, scale) for scale in (2, 4, 8)] == [
+        Tiling(256, 32),
+        Tiling(256, 32),
+        Tiling(128, 32),
+    ]
     assert not make_tiling(edsr, 4).cuts(328, 328)
     assert make_tiling(edsr, 4).cuts(328, 329)
     assert not make_tiling(edsr, 4, tile=0).cuts(5000, 5000)
