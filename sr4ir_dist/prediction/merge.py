@@ -93,7 +93,7 @@ class _Scores:
         if not self._started:
             self._rows.writerow(["image", "class", "name", *names])
             self._started = True
-        best = max(range(len(scores)), key=scores.__getitem__)
+        best = entry["class"]
         self._rows.writerow([entry["path"], best, names[best], *(f"{s:.6f}" for s in scores)])
 
     def finish(self) -> None:

@@ -119,6 +119,7 @@ def _findings(prediction: Prediction) -> dict[str, Any]:
     height, width = prediction.size
     entry: dict[str, Any] = {"height": height, "width": width}
     if prediction.scores is not None:
+        entry["class"] = int(prediction.scores.argmax())
         entry["scores"] = [round(score, 6) for score in prediction.scores.tolist()]
     if prediction.boxes is not None:
         boxes, labels, scores = (

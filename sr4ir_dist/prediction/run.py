@@ -6,20 +6,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
 
 from sr4ir_dist import retention, storage
 from sr4ir_dist.prediction.merge import merge
-from sr4ir_dist.prediction.parts import PartWorker
+from sr4ir_dist.prediction.parts import MASK_FOLDER, SR_FOLDER, PartWorker
 from sr4ir_dist.prediction.plan import PARTS, SUMMARY, Part, Plan
 
 Run = Callable[[Plan, Sequence[Part]], Iterable[dict[str, Any]]]
 """Predicts parts and gives each one's record as it is done, in any order."""
 _TELL_EVERY_S = 10.0
 _MOST_TOLD = 10  # skipped images, by a line each
-_DAYS = 1
+_DAYS = 30
 
 
 def predict(
@@ -52,6 +53,7 @@ def predict(
     place = storage.join(plan.out, SUMMARY)
     if storage.exists(place):
         say(f"{plan.out} is finished: nothing is left to predict")
+        _tidy(plan, parts)
         return storage.read_json(place) | {"done_before": total}
     done = set(storage.list_names(storage.join(plan.out, PARTS)))
     missing = [part for part in parts if part.record_uri("").rpartition("/")[2] not in done]
@@ -64,8 +66,7 @@ def predict(
     seconds = time.monotonic() - start
     summary = merge(plan, parts) | {"prediction": plan.identity}
     storage.write_json(place, summary)
-    with suppress(storage.StorageError):
-        storage.delete(storage.join(plan.out, PARTS))
+    _tidy(plan, parts)
     speed = {"seconds": round(seconds, 3), "images_per_second": round(left / seconds, 3)}
     return summary | {"done_before": total - left, **speed}
 
@@ -87,6 +88,18 @@ def here(threads: int | None = None, device: torch.device | None = None) -> Run:
             worker.close()
 
     return run
+
+
+def _tidy(plan: Plan, parts: Iterable[Part]) -> None:
+    """Delete what a finished prediction needs no more, and what writers that died left behind."""
+    names = (image.name for part in parts for image in part.images)
+    inside = {str(PurePosixPath(name).parent) for name in names}
+    with suppress(storage.StorageError):
+        storage.delete(storage.join(plan.out, PARTS))
+        storage.delete_unfinished(plan.out)
+        for folder in (SR_FOLDER, MASK_FOLDER):
+            for each in inside:
+                storage.delete_unfinished(storage.join(plan.out, folder, each))
 
 
 @dataclass

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from sr4ir_dist import checkpoint, storage
 from sr4ir_dist.data.synthetic import CLASS_NAMES
+from sr4ir_dist.hub import versions
 from sr4ir_dist.prediction.inputs import PredictionError, read_image
 from sr4ir_dist.prediction.parts import PartWorker
 from sr4ir_dist.prediction.plan import cut_into_parts, make_plan
@@ -174,6 +175,16 @@ def test_from_bucket_to_bucket(published, photos, tmp_path, s3):
     assert boxes["annotations"] == remote["annotations"]
 
 
+def test_a_checkpoint_may_be_named(published, photos, tmp_path, monkeypatch):
+    uri, _ = published("drawn_cls/x4/l2t")
+    monkeypatch.setenv("SR4IR_HUB", str(tmp_path / "hub"))
+    name = versions.publish(uri, "team/l2t", hub=str(tmp_path / "hub"))
+    plan, _ = make_plan("hub://team/l2t", str(photos), str(tmp_path / "out"))
+    assert plan.checkpoint == versions.uri_of(name, str(tmp_path / "hub"))
+    # What the run itself holds is the same.
+    assert make_plan(uri, str(photos), str(tmp_path / "out"))[0].checkpoint != plan.checkpoint
+
+
 def test_a_killed_prediction_goes_on_where_it_was(published, photos, tmp_path):
     uri, _ = published("drawn_cls/edsr-x4/sr4ir")
     command = [sys.executable, str(JOB), uri, str(photos), "--cpus", "1", "--cpu", "--out"]
@@ -190,6 +201,11 @@ def test_a_killed_prediction_goes_on_where_it_was(published, photos, tmp_path):
     finished = {path: (path.stat().st_ino, path.read_bytes()) for path in first}
     assert 0 < len(finished) < 10
     assert not (tmp_path / "out" / "summary.json").exists()
+    # As writers leave them that are killed in mid-writing.
+    left = [f"{name}.{'0' * 32}.tmp" for name in ("sr/b/.1.png", ".scores.csv", "parts/.1.json")]
+    for name in left:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).touch()
     told, options = [], {"tile": 1, "overlap": 3}
     plan, parts = make_plan(uri, str(photos), str(tmp_path / "out"), **options)
     run, asked = here(threads=1), []
