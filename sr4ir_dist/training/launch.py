@@ -99,13 +99,11 @@ def train(
     check_shares(plan, resources.workers)
     for name in observers:
         load_callback(name)
-    starts = [start.uri.rpartition("/")[0] for start in plan.starts.values() if start.uri]
-    until = storage.join(plan.run_uri, RESULT)
     job = Job(
         plan,
         resources,
         log_every=log_every,
-        cache_dir=_local(cache_dir),
+        cache_dir=local(cache_dir),
         awaited=callback is not None,
         observers=tuple(observers),
     )
@@ -120,13 +118,12 @@ def train(
         resources = replace(resources, cpus=given.cpus, gpu=given.gpu, wait_s=wait_s)
         job = replace(job, resources=resources)
         try:
-            for uri in starts:
-                retention.hold(uri, by=plan.run_uri, days=_RUN_DAYS, until=until)
+            hold_starts(plan)
             # Our checkpoints say where the run stands. What Ray kept of an earlier launch can only
             # harm: it may be half-written, and another version of Ray refuses it.
             storage.delete(storage.join(plan.run_uri, _RAY_FOLDER))
-            trainer = _trainer(run_worker, job, given, folder=plan.run_uri, callbacks=callbacks)
-            result = _fit(trainer, f"run {plan.run}")
+            trainer = make_trainer(run_worker, job, given, folder=plan.run_uri, callbacks=callbacks)
+            result = fit(trainer, f"run {plan.run}")
         except (WorkersLostError, storage.StorageError) as error:
             with suppress(storage.StorageError):
                 before, newest = newest, checkpoint.newest_first(plan.run_uri)[:1]
@@ -141,10 +138,30 @@ def train(
         left.update(result[LEFT])
         nodes = ", ".join(result[LEFT])
         say(f"node {nodes} goes: going on elsewhere" if nodes else "going on with more workers")
-    with suppress(storage.StorageError):  # `until` ends these too
-        for uri in starts:
-            retention.release(uri, by=plan.run_uri)
+    release_starts(plan)
     return result
+
+
+def hold_starts(plan: Plan) -> None:
+    """Keep what a run starts from from being pruned until the run has its result.
+
+    Raises:
+        StorageError: the storage cannot be written.
+    """
+    for uri in _start_uris(plan):
+        until = storage.join(plan.run_uri, RESULT)
+        retention.hold(uri, by=plan.run_uri, days=_RUN_DAYS, until=until)
+
+
+def release_starts(plan: Plan) -> None:
+    """End `hold_starts` at once; it would end by itself too."""
+    with suppress(storage.StorageError):
+        for uri in _start_uris(plan):
+            retention.release(uri, by=plan.run_uri)
+
+
+def _start_uris(plan: Plan) -> list[str]:
+    return [start.uri.rpartition("/")[0] for start in plan.starts.values() if start.uri]
 
 
 def evaluate(
@@ -174,16 +191,16 @@ def evaluate(
     storage.check_writable(storage_uri)
     given = check_resources(resources)
     folder = storage.join(storage_uri, f"evaluation-{uuid.uuid4().hex[:8]}")
-    job = EvaluationJob(request, given.cpus or 1, _local(cache_dir))
-    trainer = _trainer(evaluate_worker, job, given, folder=folder)
+    job = EvaluationJob(request, given, local(cache_dir))
+    trainer = make_trainer(evaluate_worker, job, given, folder=folder)
     try:
         with retention.held(request.checkpoint, by=folder, days=_EVALUATION_DAYS):
-            return _fit(trainer, f"evaluation of {request.checkpoint}")
+            return fit(trainer, f"evaluation of {request.checkpoint}")
     finally:
         storage.delete(folder)
 
 
-def _trainer(
+def make_trainer(
     worker: Callable[[dict[str, Any]], Any],
     job: Any,
     given: Resources,
@@ -191,6 +208,15 @@ def _trainer(
     folder: str,
     callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> ray.train.torch.TorchTrainer:
+    """Workers that each call a function with a job.
+
+    Args:
+        worker: the function, given the job under the key `job`.
+        job: what it is told.
+        given: as `check_resources` gives them.
+        folder: where Ray may keep its own files.
+        callbacks: hear of what workers report.
+    """
     filesystem, path = storage.filesystem(folder)
     _limit_waits(given)
     each = {"CPU": given.cpus or 1} | ({"GPU": 1} if given.gpu else {})
@@ -223,7 +249,13 @@ def _trainer(
     )
 
 
-def _fit(trainer: ray.train.torch.TorchTrainer, what: str) -> dict[str, Any]:
+def fit(trainer: ray.train.torch.TorchTrainer, what: str) -> dict[str, Any]:
+    """Start workers and wait for what rank 0 returns.
+
+    Raises:
+        WorkersLostError: they died, or one of them failed.
+        TrainingError: they refused, or ended without a result.
+    """
     try:
         result = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
@@ -285,8 +317,8 @@ def _in_passes(micro_batch: int | None) -> str:
     return "" if micro_batch is None else f" in passes of micro_batch={micro_batch}"
 
 
-def _local(folder: str | None) -> str | None:
-    # Ray changes its workers' current directory.
+def local(folder: str | None) -> str | None:
+    """A local folder as workers find it too: Ray changes their current directory."""
     return None if folder is None else str(storage.local_path(storage.absolute(folder)))
 
 

@@ -79,12 +79,12 @@ class EvaluationJob:
 
     Attributes:
         request: what to judge.
-        threads: CPU threads of a worker's networks.
+        resources: with the CPUs of a worker, which are the threads of its networks.
         cache_dir: node-local cache of shards from remote storage; None for the default.
     """
 
     request: EvaluationRequest
-    threads: int
+    resources: Resources
     cache_dir: str | None
 
 
@@ -101,9 +101,22 @@ def run_worker(config: dict[str, Job]) -> dict[str, Any]:
         RefusedError: no retry can help.
     """
     job = config["job"]
-    rank, world_size = dist.get_rank(), dist.get_world_size()
+    prepare_worker(job.resources)
+    return train_here(job, dist.get_rank(), dist.get_world_size())
+
+
+def prepare_worker(resources: Resources) -> None:
+    """Settle what holds for all runs of this process: threads, and who may write lines."""
     _quieten()
-    torch.set_num_threads(job.resources.cpus or 1)
+    torch.set_num_threads(resources.cpus or 1)
+
+
+def train_here(job: Job, rank: int, world_size: int) -> dict[str, Any]:
+    """Train a run on this rank until it is finished, as `run_worker` does.
+
+    Raises:
+        RefusedError: no retry can help.
+    """
     try:
         with _watched(job, rank, world_size) as (watchdog, mirror):
             return _run(job, rank, world_size, watchdog, mirror)
@@ -120,8 +133,7 @@ def run_worker(config: dict[str, Job]) -> dict[str, Any]:
 def evaluate_worker(config: dict[str, EvaluationJob]) -> dict[str, float]:
     """Judge a checkpoint on this rank's share; `launch.evaluate` starts it on every worker."""
     request = config["job"].request
-    _quieten()
-    torch.set_num_threads(config["job"].threads)
+    prepare_worker(config["job"].resources)
     modules = build_networks(request.experiment, only=state.JUDGED)
     state.load_networks(modules, checkpoint.load(request.checkpoint))
     setup = make_setup(

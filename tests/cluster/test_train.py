@@ -143,7 +143,7 @@ def test_an_evaluation_holds_its_checkpoint_while_it_runs(undisturbed, monkeypat
         seen.extend(storage.list_names(references))
         raise launch.TrainingError(what)
 
-    monkeypatch.setattr(launch, "_fit", fit)
+    monkeypatch.setattr(launch, "fit", fit)
     request = make_request(undisturbed["run_uri"], data=None, split="val", settings=())
     with pytest.raises(launch.TrainingError, match="evaluation of"):
         launch.evaluate(request, WORKERS)

@@ -1,0 +1,1 @@
+"""The paper's tables, run again and written beside the paper's figures."""

@@ -1,0 +1,125 @@
+"""A table with our figures beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from sr4ir_dist.analysis import paper
+from sr4ir_dist.analysis.seeds import over_seeds
+from sr4ir_dist.reproduction.orders import Orders
+from sr4ir_dist.reproduction.tables import Cell, Table
+from sr4ir_dist.training.run_queue import Outcome
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a cell.
+
+    Attributes:
+        metric: its name.
+        mean: ours, over the seeds; None where there is none.
+        std: its spread over the seeds (n - 1 in the denominator); None for a single run.
+        paper: the paper's, where it reports one.
+        difference: ours less the paper's; None where the data or the scale is not the paper's.
+    """
+
+    metric: str
+    mean: float | None
+    std: float | None
+    paper: float | None
+    difference: float | None
+
+
+@dataclass(frozen=True)
+class FilledCell:
+    """The figures of a cell, in the order of its column, and why there are none."""
+
+    experiment: str
+    figures: tuple[Figure, ...]
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A table as far as its runs are done.
+
+    Attributes:
+        table: its layout.
+        seeds: of the runs.
+        cells: of each row, for each column.
+        notes: what is to be known of the figures.
+    """
+
+    table: Table
+    seeds: tuple[int | None, ...]
+    cells: tuple[tuple[FilledCell, ...], ...]
+    notes: tuple[str, ...]
+
+
+def fill(
+    table: Table,
+    orders: Orders,
+    outcomes: Mapping[int, Outcome],
+    seeds: Sequence[int | None],
+    notes: Sequence[str] = (),
+) -> Filled:
+    """Put what the runs reported into a table's cells."""
+    rows = []
+    told = [*table.notes, *notes]
+    for row in table.rows:
+        cells = []
+        for column, cell in zip(table.columns, row.cells, strict=True):
+            found = [outcomes.get(orders.of[cell.experiment, seed]) for seed in seeds]
+            cells.append(_cell(cell, column.figures, found))
+            for outcome in found:
+                if outcome is not None and outcome.result is not None:
+                    told += outcome.result.get("notes", ())
+        rows.append(tuple(cells))
+    filled = Filled(table, tuple(seeds), tuple(rows), ())
+    return replace(filled, notes=(*dict.fromkeys(told), *_orders_of_rows(filled)))
+
+
+def _cell(cell: Cell, metrics: Sequence[str], outcomes: Sequence[Outcome | None]) -> FilledCell:
+    reported = paper.figures(cell.paper)
+    whys = dict.fromkeys(
+        outcome.why if outcome is not None else "not run yet"
+        for outcome in outcomes
+        if outcome is None or outcome.kind != "done"
+    )
+    results = [o.result for o in outcomes if o is not None and o.result is not None]
+    ours = over_seeds(results) if results else {}
+    figures = []
+    for metric in metrics:
+        mean = ours[metric]["mean"] if metric in ours else None
+        std = ours[metric]["std"] if metric in ours and len(results) > 1 else None
+        theirs = reported.get(metric)
+        difference = None
+        if mean is not None and theirs is not None and cell.experiment == cell.paper:
+            difference = mean - theirs
+        figures.append(Figure(metric, mean, std, theirs, difference))
+    return FilledCell(cell.experiment, tuple(figures), "; ".join(whys))
+
+
+def _orders_of_rows(filled: Filled) -> list[str]:
+    """Of each column: how far our rows are in the paper's order by the task's figure."""
+    notes = []
+    for number, column in enumerate(filled.table.columns):
+        both = [
+            (f"{row.label} ({row.network})", figure.mean, figure.paper)
+            for row, cells in zip(filled.table.rows, filled.cells, strict=True)
+            for figure in cells[number].figures[:1]
+            if figure.mean is not None and figure.paper is not None
+        ]
+        pairs = [(one, other) for one, other in combinations(both, 2) if one[2] != other[2]]
+        wrong = [
+            f"{one[0]} and {other[0]}"
+            for one, other in pairs
+            if (one[1] - other[1]) * (one[2] - other[2]) <= 0
+        ]
+        if pairs:
+            text = f"{column.label}: {len(pairs) - len(wrong)} of {len(pairs)} pairs of rows are in"
+            text += f" the paper's order by {column.figures[0]}"
+            notes.append(text + (f"; not {', '.join(wrong)}" if wrong else ""))
+    return notes

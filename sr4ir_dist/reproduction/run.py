@@ -1,0 +1,163 @@
+"""Run what a table needs and write the table, after each run anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sr4ir_dist import storage
+from sr4ir_dist.config import Experiment, ExperimentError
+from sr4ir_dist.data.splits import open_split
+from sr4ir_dist.reproduction.filled import Filled, fill
+from sr4ir_dist.reproduction.orders import Orders, absolute_files, make_orders
+from sr4ir_dist.reproduction.tables import Table
+from sr4ir_dist.reproduction.written import as_json, summary, write_table
+from sr4ir_dist.training.capacity import Resources
+from sr4ir_dist.training.lanes import count_lanes, train_all
+from sr4ir_dist.training.launch import TrainingError
+from sr4ir_dist.training.run_queue import Outcome
+
+__all__ = ["Resources", "TrainingError", "absolute_files", "summary"]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A table that is wanted.
+
+    Attributes:
+        table: its layout.
+        data: URIs of datasets, by their keys.
+        storage_uri: where runs are kept; the table is written to `tables` in it.
+        make: gives the experiment of a name, at the settings that are wanted.
+        seeds: each cell is run with each; None is the experiment's own.
+        pretrain: SR networks start from one trained on the same data.
+        notes: what is to be known of the settings.
+    """
+
+    table: Table
+    data: Mapping[str, str]
+    storage_uri: str
+    make: Callable[[str], Experiment]
+    seeds: tuple[int | None, ...] = (None,)
+    pretrain: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def plan(request: Reproduction) -> Orders:
+    """Check the datasets and list the runs, before any worker starts.
+
+    Raises:
+        ValueError: a dataset is not there, or an experiment cannot be made.
+    """
+    for column in request.table.columns:
+        for split in ("train", "val"):
+            open_split(request.data[column.data], split)
+    storage.check_writable(storage.absolute(request.storage_uri))
+    return make_orders(
+        request.table,
+        request.data,
+        request.make,
+        storage_uri=request.storage_uri,
+        seeds=request.seeds,
+        pretrain=request.pretrain,
+    )
+
+
+def reproduce(
+    request: Reproduction,
+    orders: Orders,
+    resources: Resources,
+    *,
+    lanes: int | None = None,
+    cache_dir: str | None = None,
+    say: Callable[[str], None] = print,
+) -> tuple[Filled, dict[str, str], list[str]]:
+    """Train on the cluster that `parallel.connect` joined, and write the table.
+
+    Args:
+        request: what is wanted.
+        orders: of `plan`.
+        resources: of each run.
+        lanes: runs side by side; None for as many as the cluster has room for.
+        cache_dir: node-local cache of shards from remote storage.
+        say: is told of each run that ends.
+
+    Returns:
+        The table, the URI of each of its files by format, and the names of runs that failed for
+        another reason than missing data or weights.
+    """
+    folder = storage.join(storage.absolute(request.storage_uri), "tables")
+    outcomes: dict[int, Outcome] = {}
+    count, resources = count_lanes(resources, min(lanes or len(orders.runs), len(orders.runs)))
+    say(f"{len(orders.runs)} runs, {count} side by side")
+
+    def settled(number: int, outcome: Outcome) -> None:
+        outcomes[number] = outcome
+        say(f"[{len(outcomes)}/{len(orders.runs)}] {_told(orders, number, outcome)}")
+        write_table(fill(request.table, orders, outcomes, request.seeds, request.notes), folder)
+
+    train_all(
+        orders.runs,
+        resources,
+        storage_uri=request.storage_uri,
+        lanes=count,
+        log_every=50,
+        cache_dir=cache_dir,
+        say=say,
+        settled=settled,
+    )
+    filled = fill(request.table, orders, outcomes, request.seeds, request.notes)
+    failed = [
+        orders.runs[number].experiment.name
+        for number, outcome in outcomes.items()
+        if outcome.kind == "failed"
+    ]
+    return filled, write_table(filled, folder), failed
+
+
+def parse_data(texts: Sequence[str]) -> dict[str, str]:
+    """`NAME=URI` of each dataset.
+
+    Raises:
+        ExperimentError: a text has not this form, or a name is given twice.
+    """
+    data: dict[str, str] = {}
+    for text in texts:
+        name, separator, uri = text.partition("=")
+        if not (separator and name and uri) or name in data:
+            raise ExperimentError(f"--data {text}: expected NAME=URI, each NAME once")
+        data[name] = uri
+    return data
+
+
+def parse_seeds(text: str | None) -> tuple[int | None, ...]:
+    """The seeds of `1,2,3`; of None the experiments' own.
+
+    Raises:
+        ExperimentError: they are not different whole numbers.
+    """
+    if text is None:
+        return (None,)
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise ExperimentError(f"--seeds {text}: expected different whole numbers such as 1,2,3")
+    return tuple(int(part) for part in parts)
+
+
+def as_tree(filled: Filled) -> Any:
+    """A table as JSON values."""
+    return json.loads(as_json(filled))
+
+
+def _told(orders: Orders, number: int, outcome: Outcome) -> str:
+    experiment = orders.runs[number].experiment
+    name = f"{experiment.name} (seed {experiment.seed})"
+    if outcome.result is None:
+        return f"{name}: {outcome.kind}: {outcome.why}"
+    figures = outcome.result["metrics"]
+    shown = [
+        f"{key} {figures[key]:.4g}" for key in ("top1", "miou", "map", "psnr") if key in figures
+    ]
+    return f"{name}: {', '.join(shown)}, {outcome.result['seconds']:.0f} s of training"

@@ -1,0 +1,161 @@
+"""Tables run again by `jobs/reproduce.py`, and the lanes that train their runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sr4ir_dist import checkpoint, experiments, storage
+from sr4ir_dist.overrides import override
+from sr4ir_dist.training import lanes, launch
+from sr4ir_dist.training.plan import make_plan
+from sr4ir_dist.training.run_queue import Order
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
+    pytest.mark.timeout(900),
+]
+SMALL = (
+    *("epochs=2", "warmup_epochs=1", "batch_size=8", "data.resize=32", "data.crop=32"),
+    *("evaluation.border=2", "evaluation.every_epochs=2"),
+)
+ONE = launch.Resources(workers=1, cpus=1, gpu=False)
+
+
+def small(name):
+    experiment = override(experiments.make(name), SMALL)
+    if experiment.sr is not None:
+        experiment = override(experiment, ["sr.blocks=1", "sr.features=8"])
+    return experiments.relevant(experiment)
+
+
+def tensors(run_uri):
+    saved = checkpoint.load(checkpoint.resolve(run_uri))
+    names = [name for name in saved.files if name.endswith(".safetensors")]
+    return {name: saved.read(name) for name in names}
+
+
+@pytest.mark.slow
+def test_a_lane_trains_each_run_as_if_it_had_its_workers_for_itself(cluster, drawn, tmp_path):
+    """Bit for bit, after another run, and with one that nobody can train in between."""
+    s, s2t = small("drawn_cls/edsr-x4/s"), small("drawn_cls/edsr-x4/s2t")
+    vgg, joint = small("drawn_cls/edsr-x4/sr4ir-vgg"), small("drawn_cls/edsr-x4/joint")
+    absent = override(vgg, [f"fixed.vgg={tmp_path}/none.pth"])
+    orders = [Order(s, drawn), Order(absent, drawn), Order(joint, drawn), Order(s2t, drawn, (0,))]
+    told = []
+    outcomes = lanes.train_all(
+        orders,
+        ONE,
+        storage_uri=str(tmp_path / "lanes"),
+        lanes=1,
+        settled=lambda number, outcome: told.append(number),
+    )
+    assert [outcome.kind for outcome in outcomes] == ["done", "failed", "done", "done"]
+    assert "none.pth" in outcomes[1].why
+    assert sorted(told) == [0, 1, 2, 3]
+    # Nothing of the lanes' own is left.
+    assert not [n for n in storage.list_names(str(tmp_path / "lanes")) if n.startswith("lanes-")]
+    plan = make_plan(joint, data=drawn, storage_uri=str(tmp_path / "alone"))
+    alone = launch.train(plan, ONE)
+    assert alone["metrics"] == outcomes[2].result["metrics"]
+    assert tensors(alone["run_uri"]) == tensors(outcomes[2].result["run_uri"])
+    # All of it once more needs no workers.
+    started = time.monotonic()
+    again = lanes.train_all(orders[:1], ONE, storage_uri=str(tmp_path / "lanes"), lanes=1)
+    assert again[0] == outcomes[0]
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.slow
+def test_a_cell_without_weights_is_left_out_and_says_why(cluster, drawn, tmp_path, run_job):
+    folder = tmp_path / "paper"
+    arguments = ["table6", "--data", f"drawn_cls={drawn}", "--storage", folder, "--scale", "4"]
+    arguments += ["--budget", "0.1", "--cpus", "1", "--cpu", "--lanes", "2"]
+    for setting in (*SMALL[2:5], "sr.blocks=1", "sr.features=8"):
+        arguments += ["--set", setting]
+    # No network for VGG's weights: a proxy where nobody listens.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("https_proxy", "http://127.0.0.1:9")
+        result = run_job("reproduce", *arguments, "--json", tmp_path / "table.json")
+    assert result.exit_code == 0, result.output
+    table = json.loads((tmp_path / "table.json").read_text())
+    cells = {row[0]["experiment"].split("/")[-1]: row[0] for row in table["cells"]}
+    assert "vgg19" in cells["sr4ir-vgg"]["why"]
+    for recipe in ("sr4ir-fixed-tdp", "joint-tdp", "sr4ir"):
+        assert cells[recipe]["why"] == ""
+        assert 0 <= cells[recipe]["figures"][0]["mean"] <= 100
+    for suffix in ("md", "csv", "html", "json"):
+        assert (folder / "tables" / f"table6.{suffix}").stat().st_size > 100
+
+
+DRAWN = (
+    *("--pretrain", "--budget", "0.2", "--scale", "4", "--sr", "edsr"),
+    *("--set", "precision=bf16", "--set", "evaluation.batch_size=64"),
+)
+
+
+@pytest.mark.proof
+def test_tables_of_the_drawn_dataset_within_a_quarter_of_an_hour(repository, tmp_path, record):
+    """Tables 3's column, 5 and 6 by the job's own command, killed once and given again."""
+    data, folder = tmp_path / "drawn", tmp_path / "paper"
+    environment = os.environ | {"RAY_ADDRESS": "local", "https_proxy": "http://127.0.0.1:9"}
+
+    def command(job, *arguments):
+        return [sys.executable, f"jobs/{job}.py", *map(str, arguments)]
+
+    subprocess.run(
+        command("prepare_data", "drawn", "--out", data), cwd=repository, check=True, timeout=300
+    )
+    tables, started, killed_after = {}, time.monotonic(), None
+    for name in ("table3", "table5", "table6"):
+        words = command("reproduce", name, "--data", f"drawn_cls={data}", "--storage", folder)
+        words += [*DRAWN, "--json", str(tmp_path / f"{name}.json")]
+        if killed_after is None:
+            killed_after = run_and_kill(words, repository, environment, "[4/")
+        done = subprocess.run(words, cwd=repository, env=environment, timeout=1200, check=False)
+        assert done.returncode == 0
+        tables[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    seconds = time.monotonic() - started
+    shown = " ".join(DRAWN)
+    record(
+        "tables_drawn_cls",
+        {
+            "commands": [
+                f"python jobs/reproduce.py {name} --data drawn_cls=datasets/drawn {shown}"
+                for name in tables
+            ],
+            "seconds": round(seconds),
+            "killed_after_seconds": round(killed_after),
+            "tables": tables,
+        },
+    )
+    filled = [cell for table in tables.values() for row in table["cells"] for cell in row]
+    assert {cell["experiment"] for cell in filled if cell["why"]} == {"drawn_cls/edsr-x4/sr4ir-vgg"}
+    assert seconds < 15 * 60
+
+
+def run_and_kill(words, repository, environment, when):
+    """Run a command until it tells something, then kill it and all it started."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        words,
+        cwd=repository,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(when):
+            break
+    else:
+        raise AssertionError("it ended before it could be killed")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(20)
+    return time.monotonic() - started
