@@ -41,6 +41,13 @@ def main(
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "val",
+    task_network: Annotated[
+        str | None,
+        typer.Option(
+            help="Judge the SR images by another task network: a weight file, a checkpoint or a "
+            "run, such as that of recipe h2t (Table S2).",
+        ),
+    ] = None,
     storage_uri: Annotated[
         str | None,
         typer.Option(
@@ -74,6 +81,7 @@ def main(
             split=split,
             settings=settings or [],
             storage_uri=storage_uri,
+            task_network=task_network,
             say=say,
         )
         parallel.connect(address)
@@ -84,6 +92,8 @@ def main(
             table.add_row("note", note)
         table.add_row("data", f"{', '.join(request.data)}, split {split}")
         table.add_row("checkpoint", request.checkpoint)
+        if task_network is not None:
+            table.add_row("judged by", task_network)
         console.print(table)
         write_result(
             json_file,

@@ -58,6 +58,7 @@ class EvaluationRequest:
         split: the split to judge on.
         lpips: VGG16's weights, where LPIPS is reported.
         notes: what the figures lack, and why.
+        task: another task network that judges, in place of the checkpoint's.
     """
 
     checkpoint: str
@@ -66,6 +67,7 @@ class EvaluationRequest:
     split: str
     lpips: str | None = None
     notes: tuple[str, ...] = ()
+    task: Start | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ def make_request(
     split: str,
     settings: Iterable[str],
     storage_uri: str | None = None,
+    task_network: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> EvaluationRequest:
     """Check what an evaluation needs before a worker starts.
@@ -166,10 +169,13 @@ def make_request(
         split: the split to judge on.
         settings: `key.path=value` assignments to the checkpoint's experiment.
         storage_uri: where weights that are fetched by name go; by default where the run lies.
+        task_network: a weight file, a checkpoint or a run whose task network judges in place of the
+            checkpoint's own (Table S2).
         say: is told what is fetched.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
+        WeightsError: the task network's weights do not fit the checkpoint's.
         ExperimentError: a setting is wrong, or the data does not fit the checkpoint.
         DatasetError: there is no such dataset or split.
     """
@@ -184,7 +190,21 @@ def make_request(
         storage_uri = uri.rsplit("/", 3)[0]
     lpips, notes = _lpips(experiment, storage.absolute(storage_uri), say)
     notes += _absent(opened, split)
-    return EvaluationRequest(uri, experiment, uris, split, lpips, notes)
+    judge = None if task_network is None else _judge(experiment, task_network)
+    return EvaluationRequest(uri, experiment, uris, split, lpips, notes, judge)
+
+
+def _judge(experiment: Experiment, uri: str) -> Start:
+    modules = build_networks(experiment, torch.device("cpu"), only=("task",))
+    if "task" not in modules:
+        raise ExperimentError(
+            f"task_network={uri}: recipe {experiment.recipe} has no task network to exchange; "
+            "recipe h2t-on-s judges an SR network alone by another run's task network"
+        )
+    where, digest = _weights(uri if is_name(uri) else storage.absolute(uri), "task", "task_network")
+    start = Start(where, False, uri, digest)
+    load_start(modules["task"], start)
+    return start
 
 
 def _absent(split: Split, name: str) -> tuple[str, ...]:

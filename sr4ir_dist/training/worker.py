@@ -136,6 +136,8 @@ def evaluate_worker(config: dict[str, EvaluationJob]) -> dict[str, float]:
     prepare_worker(config["job"].resources)
     modules = build_networks(request.experiment, only=state.JUDGED)
     state.load_networks(modules, checkpoint.load(request.checkpoint))
+    if request.task is not None:
+        load_start(modules["task"], request.task)
     setup = make_setup(
         request.experiment,
         modules,

@@ -12,7 +12,7 @@ import pytest
 from sr4ir_dist import checkpoint, experiments, storage
 from sr4ir_dist.overrides import override
 from sr4ir_dist.training import lanes, launch
-from sr4ir_dist.training.plan import make_plan
+from sr4ir_dist.training.plan import make_plan, make_request
 from sr4ir_dist.training.run_queue import Order
 
 pytestmark = [
@@ -68,6 +68,19 @@ def test_a_lane_trains_each_run_as_if_it_had_its_workers_for_itself(cluster, dra
     again = lanes.train_all(orders[:1], ONE, storage_uri=str(tmp_path / "lanes"), lanes=1)
     assert again[0] == outcomes[0]
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.slow
+def test_another_task_network_judges_as_table_s2s_recipe_does(cluster, drawn, tmp_path):
+    sr4ir, h2t = small("drawn_cls/edsr-x4/sr4ir"), small("drawn_cls/h2t")
+    judged = small("drawn_cls/edsr-x4/h2t-on-sr4ir")
+    orders = [Order(sr4ir, drawn), Order(h2t, drawn), Order(judged, drawn, (0, 1))]
+    outcomes = lanes.train_all(orders, ONE, storage_uri=str(tmp_path), lanes=1)
+    runs = [outcome.result["run_uri"] for outcome in outcomes]
+    request = make_request(runs[0], data=None, split="val", settings=(), task_network=f"{runs[1]}")
+    figures = launch.evaluate(request, ONE)
+    expected = outcomes[2].result["metrics"]
+    assert figures == {name: expected[name] for name in figures}
 
 
 @pytest.mark.slow
@@ -136,6 +149,45 @@ def test_tables_of_the_drawn_dataset_within_a_quarter_of_an_hour(repository, tmp
     filled = [cell for table in tables.values() for row in table["cells"] for cell in row]
     assert {cell["experiment"] for cell in filled if cell["why"]} == {"drawn_cls/edsr-x4/sr4ir-vgg"}
     assert seconds < 15 * 60
+
+
+CUB = (
+    *("--sr", "edsr", "--scale", "4", "--scale", "8", "--seeds", "1,2,3", "--pretrain"),
+    *("--budget", "0.03", "--size", "64", "--set", "batch_size=32", "--set", "precision=bf16"),
+    *("--set", "sr.blocks=8", "--set", "sr.features=32", "--set", "optimizers.sr.lr=5e-4"),
+    *("--set", "optimizers.task.lr=0.01", "--set", "task.partial=true"),
+)
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(7200)
+def test_table_3_on_birds_with_three_seeds(repository, real_data, tmp_path, record):
+    """Table 3's CUB columns of EDSR at a small budget, from a part of ImageNet's weights."""
+    data = tmp_path / "cub200"
+    environment = os.environ | {"RAY_ADDRESS": "local", "https_proxy": "http://127.0.0.1:9"}
+    root = real_data / "CUB_200_2011"
+    converting = ["jobs/prepare_data.py", "cub200", "--root", str(root), "--out", str(data)]
+    subprocess.run([sys.executable, *converting], cwd=repository, check=True, timeout=300)
+    weights = "resnet18_imagenet_partial.pth"
+    words = [sys.executable, "jobs/reproduce.py", "table3", "--data", f"cub200={data}"]
+    words += [*CUB, "--set", f"task.weights={real_data / 'weights' / weights}"]
+    words += ["--storage", str(tmp_path / "paper"), "--json", str(tmp_path / "table.json")]
+    started = time.monotonic()
+    done = subprocess.run(words, cwd=repository, env=environment, timeout=7000, check=False)
+    assert done.returncode == 0
+    table = json.loads((tmp_path / "table.json").read_text())
+    record(
+        "table3_cub200",
+        {
+            "commands": [
+                f"python jobs/reproduce.py table3 --data cub200=datasets/cub200 {' '.join(CUB)} "
+                f"--set task.weights={weights}"
+            ],
+            "seconds": round(time.monotonic() - started),
+            "table": table,
+        },
+    )
+    assert not any(cell["why"] for row in table["cells"] for cell in row)
 
 
 def run_and_kill(words, repository, environment, when):

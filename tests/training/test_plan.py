@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_runs import publish_random
 from small_runs import publish_run
 from torchvision.models import mobilenet_v3_large
 
@@ -243,3 +244,31 @@ def test_parts_of_a_mix_must_name_the_same_classes_where_a_task_needs_them(data,
     with pytest.raises(ExperimentError, match=f"{message} of {other}"):
         plan("drawn_cls/h2t")
     assert plan("folder_sr/edsr-x4/pretrain").data == (data, other)
+
+
+def test_another_task_network_must_fit_and_the_checkpoint_must_have_one(data, tmp_path):
+    settings = ["sr.blocks=1", "sr.features=8", "task.classes=8"]
+    modules = publish_random(tmp_path / "sr4ir", "drawn_cls/edsr-x4/sr4ir", *settings)
+    publish_random(tmp_path / "s", "drawn_cls/edsr-x4/s", *settings[:2])
+    weights = modules["task"].state_dict()
+    torch.save(weights, tmp_path / "fits.pth")
+    torch.save({k: v for k, v in weights.items() if "fc" not in k}, tmp_path / "part.pth")
+
+    def request(run, network):
+        return make_request(
+            str(tmp_path / run),
+            data=data,
+            split="val",
+            settings=[],
+            storage_uri=str(tmp_path),
+            task_network=str(tmp_path / network),
+        )
+
+    assert request("sr4ir", "fits.pth").task.uri == str(tmp_path / "fits.pth")
+    assert request("sr4ir", "sr4ir").task.uri.endswith("task.safetensors")
+    with pytest.raises(WeightsError, match=r"fc\.weight"):
+        request("sr4ir", "part.pth")
+    with pytest.raises(ExperimentError, match="has no task network to exchange"):
+        request("s", "fits.pth")
+    with pytest.raises(ExperimentError, match="there is no such file"):
+        request("sr4ir", "none.pth")
