@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sr4ir_dist import experiments, parallel, storage
-from sr4ir_dist.analysis.comparison import write_comparison
+from sr4ir_dist.analysis.comparison import compare, write_figure
 from sr4ir_dist.data.convert import CONVERTERS
 from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.data.shards import has_split
@@ -28,7 +28,7 @@ class Result:
     Attributes:
         runs: the results of L->T and SR4IR, by the paper's label.
         data: the dataset's folder.
-        picture: LR, bilinear, SR and HR images side by side, a PNG.
+        picture: LR, bilinear, each run's and HR images side by side, a PNG.
     """
 
     runs: dict[str, dict[str, Any]]
@@ -73,7 +73,8 @@ def run(folder: str, *, workers: int, say: Callable[[str], None]) -> Result:
         ),
     }
     picture = storage.join(runs["SR4IR"]["run_uri"], "comparison.png")
-    write_comparison(runs["SR4IR"]["checkpoint"], picture, data=data)
+    compared = compare({label: each["checkpoint"] for label, each in runs.items()}, data=[data])
+    write_figure(compared, picture)
     return Result(runs, data, picture)
 
 
