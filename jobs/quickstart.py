@@ -20,7 +20,7 @@ def main(
     workers: Annotated[int, typer.Option(help="Ranks of each run.")] = 2,
     json_file: JsonFile = None,
 ) -> None:
-    """Draw a dataset, pre-train an SR network, train L->T and SR4IR, and print both in a table.
+    """Draw a dataset, pre-train an SR network, train L->T and SR4IR, and compare both.
 
     It takes about five minutes on two cores. Finished runs are not repeated: give another
     `--folder`, or remove the old one, to see it all again.
@@ -36,7 +36,11 @@ def main(
         console.print(f"SR4IR run   {sr4ir['run_uri']}", soft_wrap=True)
         console.print(f"checkpoint  {sr4ir['checkpoint']}", soft_wrap=True)
         console.print(f"pictures    {result.picture}", soft_wrap=True)
-        write_result(json_file, {"runs": result.runs, "picture": result.picture})
+        console.print(f"report      {result.report}", soft_wrap=True)
+        write_result(
+            json_file,
+            {"runs": result.runs, "picture": result.picture, "report": result.report},
+        )
 
 
 def _print(runs: dict[str, dict]) -> None:

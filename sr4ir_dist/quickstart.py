@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from sr4ir_dist import experiments, parallel, storage
-from sr4ir_dist.analysis.comparison import write_comparison
+from sr4ir_dist.analysis.comparison import compare, write_figure
+from sr4ir_dist.analysis.report.write import write_report
 from sr4ir_dist.data.convert import CONVERTERS
 from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.data.shards import has_split
@@ -28,12 +29,14 @@ class Result:
     Attributes:
         runs: the results of L->T and SR4IR, by the paper's label.
         data: the dataset's folder.
-        picture: LR, bilinear, SR and HR images side by side, a PNG.
+        picture: LR, bilinear, each run's and HR images side by side, a PNG.
+        report: settings, curves, figures and images of both runs, an HTML page.
     """
 
     runs: dict[str, dict[str, Any]]
     data: str
     picture: str
+    report: str
 
 
 def run(folder: str, *, workers: int, say: Callable[[str], None]) -> Result:
@@ -72,9 +75,13 @@ def run(folder: str, *, workers: int, say: Callable[[str], None]) -> Result:
             "drawn_cls/edsr-x4/sr4ir", (*TRAINING, f"sr.weights={pretrained['run_uri']}")
         ),
     }
+    checkpoints = {label: each["checkpoint"] for label, each in runs.items()}
     picture = storage.join(runs["SR4IR"]["run_uri"], "comparison.png")
-    write_comparison(runs["SR4IR"]["checkpoint"], picture, data=data)
-    return Result(runs, data, picture)
+    write_figure(compare(checkpoints), picture)
+    report = storage.join(folder, "report.html")
+    say(f"writing {report}")
+    write_report(checkpoints, report, title="SR4IR next to L->T on the drawn dataset")
+    return Result(runs, data, picture, report)
 
 
 def _precision() -> str:

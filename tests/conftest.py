@@ -29,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real-data", metavar="DIR", help="folder with the real datasets")
     parser.addoption("--parity", metavar="DIR", help="folder with records of the published method")
     parser.addoption("--s3rver", metavar="DIR", help="folder with s3rver in its node_modules")
+    parser.addoption("--chromium", metavar="PATH", help="a Chromium, to look at pages with")
     parser.addoption("--record", metavar="DIR", help="folder for the results of long tests")
     parser.addoption("--write-golden", action="store_true", help="store the golden losses anew")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -75,7 +75,7 @@ def samples(
     data: Iterable[str] | None = None,
     split: str = "val",
     count: int | None = None,
-) -> Iterator[Sample]:
+) -> Generator[Sample]:
     """The images of a split one by one, at their own sizes, in the dataset's order.
 
     Args:

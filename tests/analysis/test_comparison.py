@@ -1,50 +1,117 @@
 import io
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from sr4ir_dist import checkpoint, experiments
-from sr4ir_dist.analysis.comparison import COLUMNS, write_comparison
-from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
-from sr4ir_dist.data.convert.write import convert
-from sr4ir_dist.overrides import override
-from sr4ir_dist.training import state
-from sr4ir_dist.training.build import build_networks, make_setup
+from sr4ir_dist.analysis.comparison import compare, figures, rows, write_figure
+from sr4ir_dist.analysis.loaded import load, samples
+from sr4ir_dist.analysis.overlays import Overlay, drawn, true
+from sr4ir_dist.tasks.palette import voc_palette
 
-SIZE = ["data.resize=32", "data.crop=32", "evaluation.border=2"]
+SR4IR, L2T, H2T = "drawn_{}/edsr-x4/sr4ir", "drawn_{}/x4/l2t", "drawn_{}/h2t"
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    uri = str(tmp_path_factory.mktemp("drawn") / "data")
-    convert(DRAWN, open_drawn(train_count=8, val_count=8, size=32), uri, threads=1)
-    return uri
+def small(cell):
+    """A cell's image at the size it had before it was enlarged."""
+    return np.asarray(cell.image.resize((32, 32), Image.Resampling.NEAREST))
 
 
-def publish(name, settings, folder):
-    experiment = override(experiments.make(name), [*SIZE, *settings, "task.classes=8"])
-    setup = make_setup(experiment, build_networks(experiment), engine="none")
-    return checkpoint.publish(str(folder), 1, state.snapshot(setup, state.Progress()))
+def test_every_method_is_a_column_and_every_image_a_row(published, small_data, tmp_path):
+    runs = {"L->T": published(L2T.format("cls")), "SR4IR": published(SR4IR.format("cls"))}
+    compared = compare(runs)
+    assert compared.titles == ("LR", "bilinear", "L->T", "SR4IR", "HR")
+    out = tmp_path / "figure.png"
+    seen = []
+    names = write_figure(compared, str(out), count=3, told=seen.append)
+    assert len(set(names)) == 3
+    assert seen == [1, 2, 3]
+    picture = Image.open(io.BytesIO(out.read_bytes()))
+    assert picture.width == 5 * (192 + 6) + 6
+    assert 3 * 192 < picture.height < 4 * 192
 
 
-def test_a_picture_has_a_row_an_image_and_its_last_column_is_hr(data, tmp_path):
-    saved = publish("drawn_cls/edsr-x4/sr4ir", ["sr.blocks=1", "sr.features=8"], tmp_path)
-    out = tmp_path / "picture.png"
-    write_comparison(saved, str(out), data=data, count=3)
-    picture = Image.open(io.BytesIO(out.read_bytes())).convert("RGB")
-    cell = 192 + 4
-    assert picture.width == len(COLUMNS) * cell + 4
-    assert 3 * cell < picture.height < 3 * cell + 40
-    lr, bilinear, sr, hr = (
-        picture.crop((4 + n * cell, picture.height - cell, n * cell + cell, picture.height - 4))
-        for n in range(len(COLUMNS))
+def test_columns_show_what_the_networks_see(published):
+    compared = compare({"SR4IR": published(SR4IR.format("cls"))})
+    (row,) = rows(compared, [2], overlay=False)
+    loaded = load(compared.loaded["SR4IR"].uri)
+    with torch.no_grad():
+        *_, sample = samples(loaded, count=3)
+        sr = sample.views.image("sr")[0].clamp(0, 1)
+    assert row.id == sample.id
+    lr, bilinear, shown, hr = row.cells
+    assert (small(hr) == (sample.inputs.hr[0] * 255).round().permute(1, 2, 0).numpy()).all()
+    assert abs(small(shown) / 255 - sr.permute(1, 2, 0).numpy()).max() <= 0.5 / 255 + 1e-6
+    assert (small(lr)[::4, ::4] == small(lr)[3::4, 3::4]).all()
+    assert len({cell.image.tobytes() for cell in row.cells}) == 4
+    assert not any(cell.caption for cell in row.cells)
+
+
+def test_classes_are_written_below_and_wrong_ones_in_red(published):
+    compared = compare({"SR4IR": published(SR4IR.format("cls"))})
+    captions = []
+    for row in rows(compared, range(8)):
+        (*_, shown, hr) = row.cells
+        name = hr.caption.removeprefix("true: ")
+        assert name in compared.names
+        assert shown.right == shown.caption.startswith(f"{name} ")
+        assert shown.right != shown.caption.endswith("(wrong)")
+        captions.append(shown.right)
+    assert False in captions
+
+
+def test_masks_are_blended_in_the_palette():
+    mask = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    mask[0, :4] = 3
+    picture = np.asarray(drawn(torch.full((3, 8, 8), 0.5), Overlay(mask=mask[0])))
+    upper, lower = picture[0, 0], picture[-1, 0]
+    assert (lower == 128).all()
+    assert np.allclose(upper, 0.45 * 128 + 0.55 * np.array(voc_palette()[3]), atol=1.5)
+
+
+@pytest.mark.parametrize("task", ["seg", "det"])
+def test_overlays_are_drawn_where_they_are_asked_for(published, task):
+    compared = compare({"SR4IR": published(SR4IR.format(task))})
+    plain, overlaid = (next(rows(compared, [0], overlay=each)) for each in (False, True))
+    assert plain.cells[0].image.tobytes() == overlaid.cells[0].image.tobytes()
+    assert plain.cells[-1].image.tobytes() != overlaid.cells[-1].image.tobytes()
+
+
+def test_boxes_are_drawn_where_the_objects_are(published):
+    compared = compare({"H->T": published(H2T.format("det"))})
+    assert compared.titles == ("H->T", "HR")
+    loaded = compared.loaded["H->T"]
+    (sample,) = samples(loaded, count=1)
+    assert loaded.setup.task is not None
+    overlay = true(loaded.setup.task, sample.inputs.targets, compared.names)
+    before, after = (
+        np.asarray(drawn(sample.inputs.hr[0], each)).astype(int) for each in (Overlay(), overlay)
     )
-    first = hr.resize((32, 32), Image.Resampling.NEAREST)
-    assert first.resize(hr.size, Image.Resampling.NEAREST).tobytes() == hr.tobytes()
-    assert len({image.tobytes() for image in (lr, bilinear, sr, hr)}) == 4
+    changed = abs(before - after).sum(axis=2) > 0
+    x0, y0, x1, y1 = (sample.inputs.targets[0]["boxes"][0] * 6).round().int().tolist()
+    assert changed[y0 : y1 + 1, min(x0, 190)].mean() > 0.9
+    assert changed[min(y1, 190), x0 : x1 + 1].mean() > 0.9
 
 
-def test_a_checkpoint_without_an_sr_network_is_refused(data, tmp_path):
-    saved = publish("drawn_cls/h2t", [], tmp_path)
-    with pytest.raises(ValueError, match="drawn_cls/h2t has no SR network"):
-        write_comparison(saved, str(tmp_path / "picture.png"), data=data)
+def test_figures_of_single_images(published):
+    compared = compare({"S": published("drawn_cls/edsr-x4/s"), "T": published(SR4IR.format("cls"))})
+    psnr = figures(compared, "S", 4)
+    assert len(psnr) == 4
+    assert all(0 < value < 60 for value in psnr)
+    shares = figures(compared, "T", None)
+    assert len(shares) == 8
+    assert all(0 <= value <= 100 for value in shares)
+
+
+def test_checkpoints_that_do_not_see_the_same_images_are_refused(published):
+    x4 = published(SR4IR.format("cls"))
+    with pytest.raises(ValueError, match="scale of b is 8, but that of a is 4"):
+        compare({"a": x4, "b": published("drawn_cls/x8/l2t")})
+    with pytest.raises(ValueError, match="task of b is mask, but that of a is label"):
+        compare({"a": x4, "b": published(SR4IR.format("seg"))})
+    other = published(L2T.format("cls"), "data.resize=48", "data.crop=48")
+    with pytest.raises(ValueError, match="b sees .* at 48x48, but a sees .* at 32x32"):
+        list(rows(compare({"a": x4, "b": other}), [0]))
+    with pytest.raises(ValueError, match="neither a checkpoint nor a run"):
+        compare({"a": f"{x4}-none"})

@@ -1,0 +1,1 @@
+"""A report: runs, their settings, curves, figures and images on one page that needs no other."""
