@@ -22,6 +22,7 @@ from sr4ir_dist.cli import (
     user_errors,
     write_result,
 )
+from sr4ir_dist.config import Role
 
 app = make_app()
 
@@ -47,6 +48,10 @@ def main(
             help="Judge the SR images by another task network: a weight file, a checkpoint or a "
             "run, such as that of recipe h2t (Table S2).",
         ),
+    ] = None,
+    sr_network: Annotated[
+        str | None,
+        typer.Option(help="Exchange the SR network for another one of its kind (Table S4)."),
     ] = None,
     storage_uri: Annotated[
         str | None,
@@ -75,25 +80,29 @@ def main(
         if storage_uri is None and is_name(checkpoint):
             storage_uri = "runs"  # what is published is only read
             refuse_job_folder(storage_uri)
+        both: dict[Role, str | None] = {"sr": sr_network, "task": task_network}
+        given: dict[Role, str] = {role: uri for role, uri in both.items() if uri is not None}
         request = make_request(
             checkpoint,
             data=data or None,
             split=split,
             settings=settings or [],
             storage_uri=storage_uri,
-            task_network=task_network,
+            networks=given,
             say=say,
         )
         parallel.connect(address)
         resources = launch.Resources(workers, cpus, gpu)
-        figures = launch.evaluate(request, resources, storage_uri=storage_uri, cache_dir=cache_dir)
+        (figures,) = launch.evaluate(
+            [request], resources, storage_uri=storage_uri, cache_dir=cache_dir
+        )
         table = result_table(request.experiment.name, figures)
         for note in request.notes:
             table.add_row("note", note)
         table.add_row("data", f"{', '.join(request.data)}, split {split}")
         table.add_row("checkpoint", request.checkpoint)
-        if task_network is not None:
-            table.add_row("judged by", task_network)
+        for role, uri in given.items():
+            table.add_row(f"{role} network", uri)
         console.print(table)
         write_result(
             json_file,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -165,39 +165,44 @@ def _start_uris(plan: Plan) -> list[str]:
 
 
 def evaluate(
-    request: EvaluationRequest,
+    requests: Sequence[EvaluationRequest],
     resources: Resources,
     *,
     storage_uri: str | None = None,
     cache_dir: str | None = None,
-) -> dict[str, float]:
-    """Judge a checkpoint on a dataset, each worker on its share.
+) -> list[dict[str, float]]:
+    """Judge checkpoints on datasets one after the other, each worker on its share.
 
     Args:
-        request: from `make_request`.
+        requests: from `make_request`.
         resources: what to ask of the cluster that `parallel.connect` joined.
         storage_uri: where Ray may keep its own files meanwhile, by default beside the checkpoints
-            of the run; nothing is left there.
+            of the first one's run; nothing is left there.
         cache_dir: node-local cache of shards from remote storage.
+
+    Returns:
+        The figures of each.
 
     Raises:
         ExperimentError: the cluster has not what the evaluation asks for.
         StorageError: the storage cannot be written.
         TrainingError: a worker failed.
     """
+    checkpoints = [request.checkpoint for request in requests]
     if storage_uri is None:
-        storage_uri = request.checkpoint.rpartition("/")[0]
+        storage_uri = checkpoints[0].rpartition("/")[0]
     storage_uri = storage.absolute(storage_uri)
     storage.check_writable(storage_uri)
     given = check_resources(resources)
     folder = storage.join(storage_uri, f"evaluation-{uuid.uuid4().hex[:8]}")
-    job = EvaluationJob(request, given, local(cache_dir))
+    job = EvaluationJob(tuple(requests), given, local(cache_dir))
     trainer = make_trainer(evaluate_worker, job, given, folder=folder)
-    try:
-        with retention.held(request.checkpoint, by=folder, days=_EVALUATION_DAYS):
-            return fit(trainer, f"evaluation of {request.checkpoint}")
-    finally:
-        storage.delete(folder)
+    with ExitStack() as stack:
+        stack.callback(storage.delete, folder)
+        for uri in dict.fromkeys(checkpoints):
+            stack.enter_context(retention.held(uri, by=folder, days=_EVALUATION_DAYS))
+        what = ", ".join(dict.fromkeys(checkpoints))
+        return fit(trainer, f"evaluation of {what}")["figures"]
 
 
 def make_trainer(

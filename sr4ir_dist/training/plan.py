@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import torch
@@ -58,7 +58,7 @@ class EvaluationRequest:
         split: the split to judge on.
         lpips: VGG16's weights, where LPIPS is reported.
         notes: what the figures lack, and why.
-        task: another task network that judges, in place of the checkpoint's.
+        exchanged: networks from elsewhere, in place of the checkpoint's.
     """
 
     checkpoint: str
@@ -67,7 +67,7 @@ class EvaluationRequest:
     split: str
     lpips: str | None = None
     notes: tuple[str, ...] = ()
-    task: Start | None = None
+    exchanged: Mapping[Role, Start] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def make_request(
     split: str,
     settings: Iterable[str],
     storage_uri: str | None = None,
-    task_network: str | None = None,
+    networks: Mapping[Role, str] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> EvaluationRequest:
     """Check what an evaluation needs before a worker starts.
@@ -169,13 +169,13 @@ def make_request(
         split: the split to judge on.
         settings: `key.path=value` assignments to the checkpoint's experiment.
         storage_uri: where weights that are fetched by name go; by default where the run lies.
-        task_network: a weight file, a checkpoint or a run whose task network judges in place of the
-            checkpoint's own (Table S2).
+        networks: a weight file, a checkpoint or a run for a network that takes the place of the
+            checkpoint's own (Tables S2 and S4).
         say: is told what is fetched.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
-        WeightsError: the task network's weights do not fit the checkpoint's.
+        WeightsError: such a network is not of the checkpoint's kind.
         ExperimentError: a setting is wrong, or the data does not fit the checkpoint.
         DatasetError: there is no such dataset or split.
     """
@@ -190,20 +190,23 @@ def make_request(
         storage_uri = uri.rsplit("/", 3)[0]
     lpips, notes = _lpips(experiment, storage.absolute(storage_uri), say)
     notes += _absent(opened, split)
-    judge = None if task_network is None else _judge(experiment, task_network)
-    return EvaluationRequest(uri, experiment, uris, split, lpips, notes, judge)
+    exchanged: dict[Role, Start] = {
+        role: _other(experiment, role, given) for role, given in (networks or {}).items()
+    }
+    return EvaluationRequest(uri, experiment, uris, split, lpips, notes, exchanged)
 
 
-def _judge(experiment: Experiment, uri: str) -> Start:
-    modules = build_networks(experiment, torch.device("cpu"), only=("task",))
-    if "task" not in modules:
+def _other(experiment: Experiment, role: Role, uri: str) -> Start:
+    modules = build_networks(experiment, torch.device("cpu"), only=(role,))
+    what = f"{role} network"
+    if role not in modules:
         raise ExperimentError(
-            f"task_network={uri}: recipe {experiment.recipe} has no task network to exchange; "
-            "recipe h2t-on-s judges an SR network alone by another run's task network"
+            f"{what} {uri}: recipe {experiment.recipe} has none to exchange"
+            + ("; recipe h2t-on-s judges an SR network alone" if role == "task" else "")
         )
-    where, digest = _weights(uri if is_name(uri) else storage.absolute(uri), "task", "task_network")
+    where, digest = _weights(uri if is_name(uri) else storage.absolute(uri), role, what)
     start = Start(where, False, uri, digest)
-    load_start(modules["task"], start)
+    load_start(modules[role], start)
     return start
 
 

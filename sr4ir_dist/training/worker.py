@@ -75,15 +75,15 @@ class Job:
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """A request and how to run it.
+    """Requests and how to run them.
 
     Attributes:
-        request: what to judge.
+        requests: what to judge, one after the other.
         resources: with the CPUs of a worker, which are the threads of its networks.
         cache_dir: node-local cache of shards from remote storage; None for the default.
     """
 
-    request: EvaluationRequest
+    requests: tuple[EvaluationRequest, ...]
     resources: Resources
     cache_dir: str | None
 
@@ -130,14 +130,18 @@ def train_here(job: Job, rank: int, world_size: int) -> dict[str, Any]:
         raise RefusedError(f"{type(error).__name__}: {error}") from error
 
 
-def evaluate_worker(config: dict[str, EvaluationJob]) -> dict[str, float]:
-    """Judge a checkpoint on this rank's share; `launch.evaluate` starts it on every worker."""
-    request = config["job"].request
-    prepare_worker(config["job"].resources)
+def evaluate_worker(config: dict[str, EvaluationJob]) -> dict[str, Any]:
+    """Judge checkpoints on this rank's share; `launch.evaluate` starts it on every worker."""
+    job = config["job"]
+    prepare_worker(job.resources)
+    return {"figures": [_evaluate(request, job.cache_dir) for request in job.requests]}
+
+
+def _evaluate(request: EvaluationRequest, cache_dir: str | None) -> dict[str, float]:
     modules = build_networks(request.experiment, only=state.JUDGED)
     state.load_networks(modules, checkpoint.load(request.checkpoint))
-    if request.task is not None:
-        load_start(modules["task"], request.task)
+    for role, start in request.exchanged.items():
+        load_start(modules[role], start)
     setup = make_setup(
         request.experiment,
         modules,
@@ -147,7 +151,7 @@ def evaluate_worker(config: dict[str, EvaluationJob]) -> dict[str, float]:
         lpips=load_lpips(request.lpips) if request.lpips else None,
     )
     say: Callable[[str], None] = print if setup.rank == 0 else lambda text: None
-    with open_loader(setup, request.data, request.split, config["job"].cache_dir) as loader:
+    with open_loader(setup, request.data, request.split, cache_dir) as loader:
         return evaluate(setup, loader, say)
 
 

@@ -77,8 +77,8 @@ def test_another_task_network_judges_as_table_s2s_recipe_does(cluster, drawn, tm
     orders = [Order(sr4ir, drawn), Order(h2t, drawn), Order(judged, drawn, (0, 1))]
     outcomes = lanes.train_all(orders, ONE, storage_uri=str(tmp_path), lanes=1)
     runs = [outcome.result["run_uri"] for outcome in outcomes]
-    request = make_request(runs[0], data=None, split="val", settings=(), task_network=f"{runs[1]}")
-    figures = launch.evaluate(request, ONE)
+    request = make_request(runs[0], data=None, split="val", settings=(), networks={"task": runs[1]})
+    (figures,) = launch.evaluate([request], ONE)
     expected = outcomes[2].result["metrics"]
     assert figures == {name: expected[name] for name in figures}
 
@@ -203,11 +203,9 @@ def run_and_kill(words, repository, environment, when):
         start_new_session=True,
     )
     assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith(when):
-            break
-    else:
-        raise AssertionError("it ended before it could be killed")
+    with process.stderr:
+        told = any(line.startswith(when) for line in process.stderr)
+    assert told, "it ended before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(20)
     return time.monotonic() - started

@@ -146,7 +146,7 @@ def test_an_evaluation_holds_its_checkpoint_while_it_runs(undisturbed, monkeypat
     monkeypatch.setattr(launch, "fit", fit)
     request = make_request(undisturbed["run_uri"], data=None, split="val", settings=())
     with pytest.raises(launch.TrainingError, match="evaluation of"):
-        launch.evaluate(request, WORKERS)
+        launch.evaluate([request], WORKERS)
     (reference,) = seen
     assert reference.startswith(f"{Path(undisturbed['checkpoint']).name}.")
     assert storage.list_names(references) == []

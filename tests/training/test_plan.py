@@ -261,14 +261,14 @@ def test_another_task_network_must_fit_and_the_checkpoint_must_have_one(data, tm
             split="val",
             settings=[],
             storage_uri=str(tmp_path),
-            task_network=str(tmp_path / network),
+            networks={"task": str(tmp_path / network)},
         )
 
-    assert request("sr4ir", "fits.pth").task.uri == str(tmp_path / "fits.pth")
-    assert request("sr4ir", "sr4ir").task.uri.endswith("task.safetensors")
+    assert request("sr4ir", "fits.pth").exchanged["task"].uri == str(tmp_path / "fits.pth")
+    assert request("sr4ir", "sr4ir").exchanged["task"].uri.endswith("task.safetensors")
     with pytest.raises(WeightsError, match=r"fc\.weight"):
         request("sr4ir", "part.pth")
-    with pytest.raises(ExperimentError, match="has no task network to exchange"):
+    with pytest.raises(ExperimentError, match="has none to exchange"):
         request("s", "fits.pth")
     with pytest.raises(ExperimentError, match="there is no such file"):
         request("sr4ir", "none.pth")
