@@ -126,6 +126,21 @@ def rows(
     Raises:
         ExperimentError: a checkpoint's transforms make other images than the first one's.
     """
+    for position, parts in zip(sorted(positions), together(comparison, positions), strict=False):
+        with torch.no_grad():
+            yield Row(parts[0].id, position, tuple(_cells(comparison, parts, overlay)))
+
+
+def together(comparison: Comparison, positions: Collection[int]) -> Iterator[tuple[Sample, ...]]:
+    """Some images as each checkpoint sees them, in the split's order.
+
+    Args:
+        comparison: from `compare`.
+        positions: places of the images in the split, from 0.
+
+    Raises:
+        ExperimentError: a checkpoint's transforms make other images than the first one's.
+    """
     last = max(positions, default=-1)
     with ExitStack() as stack:
         streams = [
@@ -135,8 +150,8 @@ def rows(
         # The networks run only where an image is asked for.
         for position, parts in enumerate(islice(zip(*streams, strict=True), last + 1)):
             if position in positions:
-                with torch.no_grad():
-                    yield Row(parts[0].id, position, tuple(_cells(comparison, parts, overlay)))
+                _check_same_image(comparison, parts)
+                yield parts
 
 
 def figures(
@@ -162,7 +177,7 @@ def figures(
     for sample in samples(loaded, comparison.data, comparison.split, count):
         with torch.no_grad():
             if setup.task is None:
-                sr, hr = (_own_size(sample, sample.views.image(each)) for each in (view, "hr"))
+                sr, hr = (own_size(sample, sample.views.image(each)) for each in (view, "hr"))
                 figure = image_psnr(sr, hr, border=settings.border, channel=settings.channel)
             else:
                 outputs = sample.views.task_outputs(view)
@@ -170,6 +185,12 @@ def figures(
         found.append(figure)
         told(len(found))
     return found
+
+
+def own_size(sample: Sample, canvas: Tensor) -> Tensor:
+    """An image, 1,3,H,W, without the canvas around it."""
+    height, width = sample.inputs.sizes[0]
+    return canvas[..., :height, :width]
 
 
 def write_figure(
@@ -205,14 +226,9 @@ def _cells(comparison: Comparison, parts: Sequence[Sample], overlay: bool) -> It
     if scale is not None:
         lr = next(part.inputs.lr for part in parts if part.inputs.lr is not None)
         for image in (F.interpolate(lr, scale_factor=scale), enlarge_bilinear(lr, scale)):
-            yield Cell(drawn(_own_size(first, image)[0], Overlay()))
+            yield Cell(drawn(own_size(first, image)[0], Overlay()))
     truth = Overlay()
-    for (label, loaded), sample in zip(comparison.loaded.items(), parts, strict=True):
-        if sample.id != first.id or sample.inputs.sizes != first.inputs.sizes:
-            raise ExperimentError(
-                f"{label} sees {sample.id} at {_size(sample)}, but {next(iter(comparison.loaded))} "
-                f"sees {first.id} at {_size(first)}: set the same data settings (data.resize=...)"
-            )
+    for loaded, sample in zip(comparison.loaded.values(), parts, strict=True):
         setup, said = loaded.setup, Overlay()
         if overlay and setup.task is not None:
             outputs = sample.views.task_outputs(setup.recipe.judged_on)
@@ -223,13 +239,17 @@ def _cells(comparison: Comparison, parts: Sequence[Sample], overlay: bool) -> It
 
 
 def _cell(sample: Sample, image: Tensor, said: Overlay) -> Cell:
-    return Cell(drawn(_own_size(sample, image)[0], said), said.caption, said.right)
+    return Cell(drawn(own_size(sample, image)[0], said), said.caption, said.right)
 
 
-def _own_size(sample: Sample, canvas: Tensor) -> Tensor:
-    """The image without the canvas around it."""
-    height, width = sample.inputs.sizes[0]
-    return canvas[..., :height, :width]
+def _check_same_image(comparison: Comparison, parts: Sequence[Sample]) -> None:
+    first = parts[0]
+    for label, sample in zip(comparison.loaded, parts, strict=True):
+        if sample.id != first.id or sample.inputs.sizes != first.inputs.sizes:
+            raise ExperimentError(
+                f"{label} sees {sample.id} at {_size(sample)}, but {next(iter(comparison.loaded))} "
+                f"sees {first.id} at {_size(first)}: set the same data settings (data.resize=...)"
+            )
 
 
 def _size(sample: Sample) -> str:

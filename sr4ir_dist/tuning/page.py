@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,22 +10,16 @@ from typing import Any
 
 import matplotlib as mpl
 import optuna
+from markupsafe import Markup
 from optuna.visualization import matplotlib as plots
 
 from sr4ir_dist import storage
+from sr4ir_dist.analysis.report.document import document
 from sr4ir_dist.tuning.outcome import Outcome, cells, headings, ranked
 from sr4ir_dist.tuning.space import Space
 from sr4ir_dist.tuning.strategy import TIME, distribution
 
 _LEAST = 3  # trials that importance and parallel coordinates need to say anything
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;margin:auto;max-width:1100px;padding:1rem;color:#222}
-img{max-width:100%;height:auto}div{overflow-x:auto}
-table{border-collapse:collapse;font-size:14px}td,th{padding:.3rem .6rem;text-align:right;
-border-bottom:1px solid #ddd;white-space:nowrap}
-td:nth-child(-n+2),th:nth-child(-n+2){text-align:left}
-tr.best{background:#eaf5ea;font-weight:600}
-"""
 
 
 def write_page(folder: str, title: str, space: Space, trials: Sequence[Outcome]) -> str:
@@ -143,19 +136,22 @@ def _png(draw: Callable[[], Any]) -> bytes:
 def _page(title: str, space: Space, trials: Sequence[Outcome], pictures: dict[str, bytes]) -> str:
     rows = []
     for place, trial in enumerate(ranked(space, trials)):
-        mark = ' class="best"' if place == 0 and trial.figure(space.metric) is not None else ""
-        row = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(space, trial))
-        rows.append(f"<tr{mark}>{row}</tr>")
+        mark = (
+            Markup(' class="best"') if place == 0 and trial.figure(space.metric) is not None else ""
+        )
+        row = Markup("").join(Markup("<td>{}</td>").format(cell) for cell in cells(space, trial))
+        rows.append(Markup("<tr{}>{}</tr>").format(mark, row))
     images = [
-        f"<h2>{html.escape(heading)}</h2><img alt='{html.escape(heading)}' "
-        f"src='data:image/png;base64,{base64.b64encode(data).decode()}'>"
+        Markup('<h2>{0}</h2><img alt="{0}" src="data:image/png;base64,{1}">').format(
+            heading, base64.b64encode(data).decode()
+        )
         for heading, data in pictures.items()
     ]
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings(space))
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(space.about)}</p>"
-        f"<div><table><tr>{head}</tr>{''.join(rows)}</table></div>{''.join(images)}</body></html>\n"
+    head = Markup("").join(
+        Markup('<th scope="col">{}</th>').format(heading) for heading in headings(space)
     )
+    body = Markup(
+        '<h1>{}</h1><p>{}</p><div class="scroll" role="region" aria-label="Trials" tabindex="0">'
+        '<table class="figures ranked"><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>{}'
+    ).format(title, space.about, head, Markup("").join(rows), Markup("").join(images))
+    return document(title, body)

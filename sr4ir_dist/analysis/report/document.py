@@ -23,7 +23,8 @@ img{max-width:100%;height:auto}a{color:var(--link)}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
 td,th{padding:.35rem .7rem;text-align:left;border-bottom:1px solid var(--line);
-vertical-align:top;font-weight:400}thead th{font-weight:600;color:var(--soft)}
+vertical-align:top;font-weight:400;overflow-wrap:normal}td{overflow-wrap:anywhere;min-width:5rem}
+thead th{font-weight:600;color:var(--soft)}
 table.figures td,table.figures thead th{text-align:right;white-space:nowrap}
 table.figures thead th:first-child,table.figures tbody th,
 table.ranked td:nth-child(-n+2),table.ranked thead th:nth-child(-n+2){text-align:left}

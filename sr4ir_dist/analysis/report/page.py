@@ -43,10 +43,10 @@ svg{display:block;max-width:100%;height:auto}.charts svg{width:100%}
 svg .line{fill:none;stroke-width:2}svg .grid{stroke:var(--line);fill:none}
 svg text{font:12px system-ui,sans-serif;fill:var(--soft);text-anchor:end}
 svg text.below{text-anchor:middle}
-.row{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(46%,150px),1fr));
-gap:.5rem .6rem;margin:.2rem 0 1.4rem;align-items:end}
+.row{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(30%,150px),1fr));
+gap:.5rem .6rem;margin:.2rem 0 1.4rem}.row figure{max-width:280px}
 .row img{display:block;width:100%;border-radius:3px;background:var(--shade)}
-.row figcaption{font-size:13px;line-height:1.35;min-height:2.7em}.row figcaption b{display:block;
+.row figcaption{font-size:13px;line-height:1.35}.row figcaption b{display:block;
 color:var(--ink)}
 .right{color:var(--good)}.wrong{color:var(--bad)}
 """
