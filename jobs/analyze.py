@@ -61,7 +61,8 @@ def figure(
     split: Split = "val",
     count: Count = 6,
     overlay: Annotated[
-        bool, typer.Option(help="Show masks, boxes or classes: what was found, and below HR truth.")
+        bool,
+        typer.Option(help="Show masks, boxes or classes that were found, and the true ones on HR."),
     ] = True,
     settings: Settings = None,
     json_file: JsonFile = None,
@@ -85,7 +86,7 @@ def figure(
                 overlay=overlay,
                 told=lambda done: show("images", done, count),
             )
-        console.print(f"picture  {out}", soft_wrap=True)
+        console.print(f"picture  {out}", soft_wrap=True, highlight=False)
         write_result(json_file, {"columns": compared.titles, "images": names})
 
 

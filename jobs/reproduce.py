@@ -67,6 +67,12 @@ def main(
             "pixel loss, in place of published DIV2K weights.",
         ),
     ] = False,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER", help="Table S6: a folder with HR/*.png; may be repeated."
+        ),
+    ] = None,
     settings: Settings = None,
     workers: Annotated[int, typer.Option(help="Ranks of each run.")] = 1,
     lanes: Annotated[
@@ -88,18 +94,27 @@ def main(
         python jobs/reproduce.py table1 --data drawn_seg=datasets/drawn --scale 4 --sr edsr
         --pretrain --budget 0.1
     """
-    from sr4ir_dist.reproduction import run, scaling_down, tables
+    from sr4ir_dist.reproduction import run, scaling_down, studies, tables
 
     if list_tables:
         for name, layout in tables.LAYOUTS.items():
             console.print(f"{name:8} {layout.title}; data: {', '.join(layout.data)}")
+        for name, title in studies.TITLES.items():
+            console.print(f"{name:8} {title}, measured on runs")
         return
     if table is None:
         raise typer.BadParameter("name a table (--list shows all)")
     with user_errors(run.TrainingError):
         refuse_job_folder(storage_uri)
         given = run.parse_data(data or [])
-        layout = tables.make_table(table, given, scales=scale or (), networks=sr or ())
+        chosen = {"scales": scale or (), "networks": sr or ()}
+        finish = None
+        if table in studies.TITLES:
+            folders = run.parse_data(benchmark or [], "--benchmark")
+            study = studies.make_study(table, given, benchmarks=folders, **chosen)
+            layout, finish = study.table, study.finish
+        else:
+            layout = tables.make_table(table, given, **chosen)
         changes = run.absolute_files(settings or [])
         request = run.Reproduction(
             layout,
@@ -109,6 +124,7 @@ def main(
             run.parse_seeds(seeds),
             pretrain,
             scaling_down.explained(budget, size, changes),
+            finish,
         )
         orders = run.plan(request)
         parallel.connect(address)

@@ -5,6 +5,7 @@ import json
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.utils import save_image
 
 from sr4ir_dist import checkpoint, experiments
 from sr4ir_dist.overrides import override
@@ -49,3 +50,9 @@ def drawn_images(*shape, seed=0):
     coarse = torch.rand(count, 3, 6, 7, generator=generator)
     fine = torch.rand(count, 3, height, width, generator=generator)
     return F.interpolate(coarse, (height, width), mode="bilinear") * 0.8 + fine * 0.2
+
+
+def write_drawn_image(path, height, width, seed=0):
+    """Write one of `drawn_images`; the suffix says the format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(drawn_images(1, height, width, seed=seed), path)

@@ -25,7 +25,6 @@ from sr4ir_dist.training.views import Inputs, Setup, Views
 
 _CLASSES = {"voc": 20, "coco": 80, "cars": 196, "cub200": 200, "drawn": 8}
 _VOC_IMAGE = (375, 500)  # what most of VOC's images measure; detection takes them as they are
-_TIMED = 5
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,7 @@ def measure(
     names: Mapping[str, str],
     *,
     device: torch.device | None = None,
+    timed: int = 5,
     told: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> dict[str, Cost]:
     """Count and time the networks of experiments, at the sizes of their images.
@@ -97,6 +97,7 @@ def measure(
     Args:
         names: experiments' names, checkpoints or runs, by label.
         device: where they run; by default this process's.
+        timed: how many images are timed, after a first one that is not.
         told: how many are done.
 
     Raises:
@@ -114,7 +115,7 @@ def measure(
             experiment = state.load_experiment(saved)
             ranks = saved.json("progress.json").get("world_size", 1)
             hours = state.load_progress(saved).seconds * ranks / 3600
-        costs[label] = _cost(experiment, device, hours)
+        costs[label] = _cost(experiment, device, timed, hours)
         told("networks", number, len(names))
     return costs
 
@@ -131,7 +132,9 @@ def gflops(call: Callable[[], Any]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def _cost(experiment: Experiment, device: torch.device | None, hours: float | None) -> Cost:
+def _cost(
+    experiment: Experiment, device: torch.device | None, timed: int, hours: float | None
+) -> Cost:
     modules = build_networks(experiment, device, only=state.JUDGED)
     for module in modules.values():
         module.eval()
@@ -150,7 +153,8 @@ def _cost(experiment: Experiment, device: torch.device | None, hours: float | No
         task = 0.0
         if setup.task is not None:
             task = gflops(lambda: _views(setup, hr, None, sizes).task_outputs("hr"))
-        seconds = [_timed(setup, hr, lr, sizes) for _ in range(_TIMED + 1)][1:]
+        # Counting was the first image, which is slow.
+        seconds = [_timed(setup, hr, lr, sizes) for _ in range(timed)]
     memory = _memory(setup, hr, lr, sizes)
     used = [module for module in modules.values() if not isinstance(module, Interpolation)]
     count = sum(parameters(module) for module in used)

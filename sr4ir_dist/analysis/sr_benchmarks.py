@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sr4ir_dist import storage
 from sr4ir_dist.analysis.loaded import Loaded
@@ -15,7 +17,6 @@ from sr4ir_dist.data.transforms import decode
 from sr4ir_dist.degradation import degrade, quantize
 from sr4ir_dist.metrics.psnr import PSNR
 from sr4ir_dist.metrics.ssim import SSIM
-from sr4ir_dist.networks import SR_NETWORKS
 
 _HR, _LR = "HR", "LR_bicubic"
 
@@ -75,9 +76,11 @@ def score(
         StorageError: a folder cannot be read.
     """
     scale = _scale(networks)
-    modules = {label: loaded.setup.modules["sr"] for label, loaded in networks.items()}
+    modules: dict[str, Callable[[Tensor], Tensor]] = {
+        label: loaded.setup.modules["sr"] for label, loaded in networks.items()
+    }
     device = next(iter(networks.values())).setup.device
-    modules["bicubic"] = SR_NETWORKS["bicubic"](scale).to(device)
+    modules["bicubic"] = partial(_bicubic, scale=scale)
     scores = []
     for benchmark, folder in benchmarks.items():
         names = _names(folder)
@@ -122,6 +125,11 @@ def pairs(folder: str, scale: int) -> Iterator[Pair]:
                 f"{expected} at x{scale}"
             )
         yield Pair(name, hr, quantize(lr))
+
+
+def _bicubic(lr: Tensor, *, scale: int) -> Tensor:
+    # With antialiasing torch's kernel is MATLAB's (a = -0.5), as in published figures of bicubic.
+    return F.interpolate(lr, scale_factor=scale, mode="bicubic", antialias=True)
 
 
 def _scale(networks: Mapping[str, Loaded]) -> int:

@@ -76,13 +76,13 @@ def make_orders(
         return places[key]
 
     for row in table.rows:
-        for column, cell in zip(table.columns, row.cells, strict=True):
-            uri = storage.absolute(data[column.data])
+        for cell in row.cells:
+            uri = storage.absolute(data[cell.data])
             for seed in seeds:
                 experiment = make(cell.experiment)
                 if seed is not None:
                     experiment = override(experiment, [f"seed={seed}"])
-                if pretrain and experiment.sr is not None:
+                if pretrain and experiment.sr is not None and experiment.recipe != "pretrain":
                     first = _pretraining(experiment, make)
                     plan = make_plan(first, data=uri, storage_uri=storage_uri)
                     experiment = override(experiment, [f"sr.weights={plan.run_uri}"])

@@ -34,6 +34,7 @@ class Reproduction:
         seeds: each cell is run with each; None is the experiment's own.
         pretrain: SR networks start from one trained on the same data.
         notes: what is to be known of the settings.
+        finish: completes the table when its runs are done, by their URIs.
     """
 
     table: Table
@@ -43,6 +44,7 @@ class Reproduction:
     seeds: tuple[int | None, ...] = (None,)
     pretrain: bool = False
     notes: tuple[str, ...] = ()
+    finish: Callable[[Filled, Mapping[str, str], Resources], Filled] | None = None
 
 
 def plan(request: Reproduction) -> Orders:
@@ -51,9 +53,9 @@ def plan(request: Reproduction) -> Orders:
     Raises:
         ValueError: a dataset is not there, or an experiment cannot be made.
     """
-    for column in request.table.columns:
+    for key in {cell.data for row in request.table.rows for cell in row.cells}:
         for split in ("train", "val"):
-            open_split(request.data[column.data], split)
+            open_split(request.data[key], split)
     storage.check_writable(storage.absolute(request.storage_uri))
     return make_orders(
         request.table,
@@ -109,6 +111,8 @@ def reproduce(
         settled=settled,
     )
     filled = fill(request.table, orders, outcomes, request.seeds, request.notes)
+    if request.finish is not None:
+        filled = request.finish(filled, _runs(request, orders, outcomes), resources)
     failed = [
         orders.runs[number].experiment.name
         for number, outcome in outcomes.items()
@@ -117,8 +121,18 @@ def reproduce(
     return filled, write_table(filled, folder), failed
 
 
-def parse_data(texts: Sequence[str]) -> dict[str, str]:
-    """`NAME=URI` of each dataset.
+def _runs(request: Reproduction, orders: Orders, outcomes: Mapping[int, Outcome]) -> dict[str, str]:
+    """The URI of the run with the first seed, of each experiment of the table that is done."""
+    runs = {}
+    for (name, seed), number in orders.of.items():
+        result = outcomes[number].result
+        if seed == request.seeds[0] and result is not None:
+            runs[name] = result["run_uri"]
+    return runs
+
+
+def parse_data(texts: Sequence[str], option: str = "--data") -> dict[str, str]:
+    """`NAME=URI` of each dataset or benchmark.
 
     Raises:
         ExperimentError: a text has not this form, or a name is given twice.
@@ -127,7 +141,7 @@ def parse_data(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         name, separator, uri = text.partition("=")
         if not (separator and name and uri) or name in data:
-            raise ExperimentError(f"--data {text}: expected NAME=URI, each NAME once")
+            raise ExperimentError(f"{option} {text}: expected NAME=URI, each NAME once")
         data[name] = uri
     return data
 

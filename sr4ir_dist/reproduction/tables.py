@@ -5,7 +5,7 @@ A cell is the name of an experiment; what that reported in the paper is looked u
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sr4ir_dist import experiments, recipes
@@ -131,6 +131,11 @@ class Cell:
     experiment: str
     paper: str
 
+    @property
+    def data(self) -> str:
+        """The key of its dataset: a larger task network sees the same."""
+        return self.experiment.split("/")[0].removesuffix("_resnet50")
+
 
 @dataclass(frozen=True)
 class Column:
@@ -138,12 +143,10 @@ class Column:
 
     Attributes:
         label: its heading.
-        data: key of the dataset that is used.
         figures: names of the metrics, the task's own first.
     """
 
     label: str
-    data: str
     figures: tuple[str, ...]
 
 
@@ -190,21 +193,15 @@ def make_table(
         hint = did_you_mean(name, LAYOUTS)
         raise ExperimentError(f"unknown table {name!r}{hint}; allowed: {', '.join(LAYOUTS)}")
     layout = LAYOUTS[name]
-    for network in networks:
-        if network not in NETWORKS:
-            raise ExperimentError(f"sr={network!r} is none of {', '.join(NETWORKS)}")
-    for scale in scales:
-        if scale not in experiments.SCALES:
-            allowed = ", ".join(map(str, experiments.SCALES))
-            raise ExperimentError(f"scale={scale} is none of {allowed}")
-    at, notes = _placed(layout, data)
+    check_choice(scales, networks)
+    at, notes = placed(layout.title, layout.data, data)
     notes += [layout.note] if layout.note else []
     columns, places = [], []
     for slot, key in at.items():
         for scale in scales or layout.scales:
             for blur in layout.blurs:
                 label = f"{key} x{scale}" + (f", blur {blur}" if blur else "")
-                columns.append(Column(label, key, (_figure(key), *layout.figures)))
+                columns.append(Column(label, (figure_of(key), *layout.figures)))
                 places.append((slot, key, scale, blur))
     rows = []
     chosen = [network for network in (networks or layout.networks)]
@@ -226,8 +223,29 @@ def make_table(
     return Table(name, layout.title, tuple(columns), tuple(rows), tuple(notes))
 
 
-def _placed(layout: Layout, data: Collection[str]) -> tuple[dict[str, str], list[str]]:
-    """Which dataset fills which of the layout's, and what is to be said of it."""
+def check_choice(scales: Collection[int], networks: Collection[str]) -> None:
+    """Check scales and SR networks.
+
+    Raises:
+        ExperimentError: one of them does not exist.
+    """
+    for network in networks:
+        if network not in NETWORKS:
+            raise ExperimentError(f"sr={network!r} is none of {', '.join(NETWORKS)}")
+    for scale in scales:
+        if scale not in experiments.SCALES:
+            allowed = ", ".join(map(str, experiments.SCALES))
+            raise ExperimentError(f"scale={scale} is none of {allowed}")
+
+
+def placed(
+    title: str, slots: Sequence[str], data: Collection[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Which dataset fills which of a table's, and what is to be said of it.
+
+    Raises:
+        ExperimentError: a key names no data, or no slot is filled.
+    """
     for key in data:
         if key not in experiments.DATA:
             hint = did_you_mean(key, experiments.DATA)
@@ -236,12 +254,12 @@ def _placed(layout: Layout, data: Collection[str]) -> tuple[dict[str, str], list
             )
     at: dict[str, str] = {}
     notes = []
-    others = [key for key in data if key not in layout.data]
-    for slot in layout.data:
+    others = [key for key in data if key not in slots and key != "folder_sr"]
+    for slot in slots:
         if slot in data:
             at[slot] = slot
             continue
-        key = next((key for key in others if _figure(key) == _figure(slot)), None)
+        key = next((key for key in others if figure_of(key) == figure_of(slot)), None)
         if key is None:
             notes.append(f"{slot} is left out: there is no dataset for it (--data {slot}=URI)")
             continue
@@ -249,12 +267,13 @@ def _placed(layout: Layout, data: Collection[str]) -> tuple[dict[str, str], list
         at[slot] = key
         notes.append(f"{key} takes the place of {slot}, whose figures are the paper's")
     if not at:
-        slots = " or ".join(f"--data {slot}=URI" for slot in layout.data)
-        raise ExperimentError(f"{layout.title} needs {slots}, or other data of the same task")
+        wanted = " or ".join(f"--data {slot}=URI" for slot in slots)
+        raise ExperimentError(f"{title} needs {wanted}, or other data of the same task")
     return at, notes
 
 
-def _figure(key: str) -> str:
+def figure_of(key: str) -> str:
+    """The name of the task's figure on a kind of data."""
     task: Mapping = experiments.DATA[key].settings.get("task", {})
     return _FIGURE[task.get("name", "classification")]
 

@@ -18,8 +18,15 @@ _NAMES = {
     "top1": "top-1 %",
     "lpips": "LPIPS",
     "psnr": "PSNR dB",
+    "ssim": "SSIM",
+    "ssim_rgb": "SSIM (RGB)",
+    "parameters": "parameters M",
+    "gflops": "GFLOPs",
+    "memory_mb": "memory MB",
+    "training_hours": "training, device hours",
+    "images_per_second": "images/s",
 }
-_DIGITS = {"lpips": 3, "psnr": 2}
+_DIGITS = {"lpips": 3, "psnr": 2, "ssim": 3, "ssim_rgb": 3, "training_hours": 2}
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;margin:auto;max-width:1200px;padding:1rem;color:#222;
 background:#fff}div{overflow-x:auto}table{border-collapse:collapse;font-size:14px}

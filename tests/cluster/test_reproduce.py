@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from random_runs import write_drawn_image
 
 from sr4ir_dist import checkpoint, experiments, storage
 from sr4ir_dist.overrides import override
@@ -103,6 +104,38 @@ def test_a_cell_without_weights_is_left_out_and_says_why(cluster, drawn, tmp_pat
         assert 0 <= cells[recipe]["figures"][0]["mean"] <= 100
     for suffix in ("md", "csv", "html", "json"):
         assert (folder / "tables" / f"table6.{suffix}").stat().st_size > 100
+
+
+@pytest.mark.slow
+def test_tables_that_are_measured_on_runs(cluster, drawn, tmp_path, run_job):
+    """S4 and S6 on the drawn dataset, which has labels and masks, from the same runs."""
+    benchmark = tmp_path / "Two"
+    for number in range(2):
+        write_drawn_image(benchmark / "HR" / f"{number}.png", 48, 40, seed=number)
+    places = ["--data", f"drawn_seg={drawn}", "--data", f"drawn_cls={drawn}"]
+    places += ["--storage", tmp_path / "paper", "--scale", "4", "--cpus", "1", "--cpu"]
+    for setting in (*SMALL[2:5], "sr.blocks=1", "sr.features=8"):
+        places += ["--set", setting]
+
+    def run(name, *more):
+        json_file = tmp_path / f"{name}.json"
+        result = run_job("reproduce", name, *places, "--budget", "0.1", *more, "--json", json_file)
+        assert result.exit_code == 0, result.output
+        table = json.loads(json_file.read_text())
+        assert not any(cell["why"] for row in table["cells"] for cell in row)
+        return [[cell["figures"][0]["mean"] for cell in row] for row in table["cells"]]
+
+    matrix = run("tableS4")
+    runs = {
+        uri.split("-")[0]: storage.read_json(f"{tmp_path}/paper/{uri}/result.json")["metrics"]
+        for uri in storage.list_names(str(tmp_path / "paper"))
+        if "-sr4ir-" in uri
+    }
+    # The diagonal is what the runs themselves reported.
+    assert matrix[0][0] == pytest.approx(runs["drawn_seg"]["miou"])
+    assert matrix[1][1] == pytest.approx(runs["drawn_cls"]["top1"])
+    pretrained, sr4ir, bicubic = run("tableS6", "--benchmark", f"Two={benchmark}")
+    assert all(5 < row[0] < 60 for row in (pretrained, sr4ir, bicubic))
 
 
 DRAWN = (

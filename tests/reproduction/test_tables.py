@@ -65,7 +65,7 @@ def test_other_data_of_the_same_task_takes_a_place_and_no_place_is_taken_twice()
     ]  # fmt: skip
     assert any("cub200 is left out" in note for note in table.notes)
     both = make_table("table4", ["drawn_seg", "cars"])
-    assert [column.data for column in both.columns] == ["drawn_seg", "cars"]
+    assert [cell.data for cell in both.rows[0].cells] == ["drawn_seg", "cars"]
 
 
 @pytest.mark.parametrize(

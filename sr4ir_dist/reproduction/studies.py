@@ -1,0 +1,237 @@
+"""The tables that measure finished runs: S3 (efficiency), S4 (cross-task), S6 (SR benchmarks)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from sr4ir_dist import experiments
+from sr4ir_dist.analysis import efficiency, judged, sr_benchmarks
+from sr4ir_dist.analysis.loaded import load
+from sr4ir_dist.config import ExperimentError
+from sr4ir_dist.reproduction.filled import Figure, Filled, FilledCell
+from sr4ir_dist.reproduction.tables import (
+    NETWORKS,
+    Cell,
+    Column,
+    Row,
+    Table,
+    check_choice,
+    figure_of,
+    placed,
+)
+from sr4ir_dist.training import launch
+from sr4ir_dist.training.capacity import Resources
+
+TITLES = {
+    "tableS3": "Table S3: efficiency",
+    "tableS4": "Table S4: SR networks used for other tasks",
+    "tableS6": "Table S6: SR benchmarks",
+}
+_TASKS = {"voc_seg": "seg", "voc_det": "det", "cars": "cls"}
+_COSTS = ("parameters", "gflops", "memory_mb", "training_hours", "images_per_second")
+
+PAPER_BENCHMARKS = {
+    "pretrain": {
+        "Set5": (32.10, 0.863), "Set14": (28.58, 0.743),
+        "B100": (27.56, 0.711), "Urban100": (26.04, 0.763),
+    },
+    "sr4ir": {
+        "Set5": (29.32, 0.800), "Set14": (26.76, 0.688),
+        "B100": (26.39, 0.660), "Urban100": (23.77, 0.667),
+    },
+}  # fmt: skip
+"""Table S6's PSNR and SSIM: EDSR-baseline on DIV2K, and that of SR4IR, of an unnamed task."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table whose cells are measured on runs.
+
+    Attributes:
+        table: its layout; a cell's experiment is the run whose task network or whole is measured.
+        data: the keys of its datasets in the paper's order, with which place each takes.
+        benchmarks: of Table S6, URIs by name.
+    """
+
+    table: Table
+    data: Mapping[str, str]
+    benchmarks: Mapping[str, str]
+
+    def finish(self, filled: Filled, runs: Mapping[str, str], resources: Resources) -> Filled:
+        """Measure the runs, by the names of their experiments, and fill the table's cells."""
+        if self.table.name == "tableS3":
+            return _with_costs(filled, runs)
+        if self.table.name == "tableS4":
+            return _cross_task(filled, runs, self.data, resources)
+        return _on_benchmarks(filled, runs, self.benchmarks)
+
+
+def make_study(
+    name: str,
+    data: Collection[str],
+    *,
+    scales: Collection[int] = (),
+    networks: Collection[str] = (),
+    benchmarks: Mapping[str, str] | None = None,
+) -> Study:
+    """Lay out one of `TITLES` for the datasets at hand.
+
+    Args:
+        name: the table.
+        data: keys of `experiments.DATA` for which there are datasets.
+        scales: one scale, by default the paper's.
+        networks: one SR network, by default EDSR.
+        benchmarks: of Table S6, URIs by name.
+
+    Raises:
+        ExperimentError: there is not enough to fill it.
+    """
+    check_choice(scales, networks)
+    if len(scales) > 1 or len(networks) > 1:
+        raise ExperimentError(f"{TITLES[name]} is of one scale and one SR network")
+    sr = next(iter(networks), "edsr")
+    if name == "tableS6":
+        return _layout_s6(data, next(iter(scales), 4), sr, benchmarks or {})
+    size = f"{sr}-x{next(iter(scales), 8)}"
+    return _layout_s3(data, size) if name == "tableS3" else _layout_s4(data, size)
+
+
+def _layout_s3(data: Collection[str], size: str) -> Study:
+    at, notes = placed(TITLES["tableS3"], ("voc_seg",), data)
+    key = at["voc_seg"]
+    plain = f"{size.split('-')[1]}/l2t"
+    rows = [("L->T", "-", plain), ("SR4IR", NETWORKS[size.split("-")[0]], f"{size}/sr4ir")]
+    cells = [Row(a, b, (Cell(f"{key}/{c}", f"voc_seg/{c}"),)) for a, b, c in rows]
+    if f"{key}_resnet50" in experiments.DATA:
+        larger = f"{key}_resnet50/{plain}"
+        cells.insert(1, Row("L->T, DeepLabV3-ResNet50", "-", (Cell(larger, larger),)))
+    notes.append("Memory, time and speed are of the machines that measured them.")
+    column = Column(f"{key} {size.split('-')[1]}", (figure_of(key), *_COSTS))
+    table = Table("tableS3", TITLES["tableS3"], (column,), tuple(cells), tuple(notes))
+    return Study(table, at, {})
+
+
+def _layout_s4(data: Collection[str], size: str) -> Study:
+    at, notes = placed(TITLES["tableS4"], tuple(_TASKS), data)
+    cells = tuple(Cell(f"{key}/{size}/sr4ir", f"{slot}/{size}/sr4ir") for slot, key in at.items())
+    columns = tuple(Column(f"used for {key}", (figure_of(key),)) for key in at.values())
+    network = NETWORKS[size.split("-")[0]]
+    rows = tuple(Row(f"SR network of {key}", f"{network} of SR4IR", cells) for key in at.values())
+    notes.append("Task networks are SR4IR's; SR networks are exchanged, nothing is trained again.")
+    return Study(Table("tableS4", TITLES["tableS4"], columns, rows, tuple(notes)), at, {})
+
+
+def _layout_s6(data: Collection[str], scale: int, sr: str, benchmarks: Mapping[str, str]) -> Study:
+    if not benchmarks:
+        raise ExperimentError(f"{TITLES['tableS6']} needs --benchmark NAME=FOLDER, such as Set5")
+    at, notes = placed(TITLES["tableS6"], tuple(_TASKS) + ("cub200",), data)
+    key = next(iter(at.values()))
+    first = "folder_sr" if "folder_sr" in data else key
+    names = {"pretrain": f"{first}/{sr}-x{scale}/pretrain", "sr4ir": f"{key}/{sr}-x{scale}/sr4ir"}
+    rows = tuple(
+        Row(recipe, f"{NETWORKS[sr]}: {name}", (Cell(name, recipe),) * len(benchmarks))
+        for recipe, name in names.items()
+    )
+    columns = tuple(Column(name, ("psnr", "ssim", "ssim_rgb")) for name in benchmarks)
+    notes = [
+        "PSNR and SSIM on luma with as many border pixels cut as the scale, SSIM also on RGB.",
+        "The paper's SSIMs seem to be on RGB; its networks: EDSR-baseline on DIV2K, and that of "
+        "SR4IR for a task that it does not name.",
+    ]
+    table = Table("tableS6", TITLES["tableS6"], columns, rows, tuple(notes))
+    return Study(table, at, dict(benchmarks))
+
+
+def _with_costs(filled: Filled, runs: Mapping[str, str]) -> Filled:
+    rows = []
+    for row, (cell,) in zip(filled.table.rows, filled.cells, strict=True):
+        name = cell.experiment
+        if name in runs:
+            cost = efficiency.measure({name: runs[name]})[name]
+            paper = efficiency.PAPER.get(row.cells[0].paper, {})
+            figures = [
+                _figure(metric, getattr(cost, metric), paper.get(metric)) for metric in _COSTS
+            ]
+            figures = [_in_millions(f) if f.metric == "parameters" else f for f in figures]
+            cell = replace(cell, figures=(cell.figures[0], *figures))
+        rows.append((cell,))
+    return replace(filled, cells=tuple(rows))
+
+
+def _in_millions(figure: Figure) -> Figure:
+    def part(value: float | None) -> float | None:
+        return None if value is None else value / 1e6
+
+    return Figure(
+        figure.metric, part(figure.mean), None, part(figure.paper), part(figure.difference)
+    )
+
+
+def _cross_task(
+    filled: Filled, runs: Mapping[str, str], data: Mapping[str, str], resources: Resources
+) -> Filled:
+    names = [cell.experiment for cell in filled.table.rows[0].cells]
+    slots = list(data)
+    done = {name: runs[name] for name in names if name in runs}
+    if not done:
+        return filled
+    requests = judged.cross_task(done)
+    found = dict(zip(requests, launch.evaluate(list(requests.values()), resources), strict=True))
+    rows = []
+    for sr_slot, sr in zip(slots, names, strict=True):
+        cells = []
+        for column, slot, task, cell in zip(
+            filled.table.columns, slots, names, filled.cells[0], strict=True
+        ):
+            metric = column.figures[0]
+            mean = found[sr, task][metric] if (sr, task) in found else None
+            same = data[slot] == slot and data[sr_slot] == sr_slot
+            paper = judged.PAPER_CROSS_TASK[_TASKS[sr_slot], _TASKS[slot]]
+            figure = _figure(metric, mean, paper, comparable=same)
+            why = cell.why if mean is None else ""
+            cells.append(FilledCell(f"{sr} for {task}", (figure,), why))
+        rows.append(tuple(cells))
+    return replace(filled, cells=tuple(rows))
+
+
+def _on_benchmarks(
+    filled: Filled, runs: Mapping[str, str], benchmarks: Mapping[str, str]
+) -> Filled:
+    names = {row.cells[0].experiment: row.cells[0].paper for row in filled.table.rows}
+    networks = {name: load(runs[name]) for name in names if name in runs}
+    if not networks:
+        return filled
+    scores = {
+        (score.network, score.benchmark): score
+        for score in sr_benchmarks.score(networks, benchmarks)
+    }
+    rows = []
+    for name, recipe in [*names.items(), ("bicubic", "")]:
+        cells = []
+        for benchmark in benchmarks:
+            paper = PAPER_BENCHMARKS.get(recipe, {}).get(benchmark, (None, None))
+            score = scores.get((name, benchmark))
+            figures = [
+                _figure(metric, None if score is None else getattr(score, metric), theirs)
+                for metric, theirs in zip(
+                    ("psnr", "ssim", "ssim_rgb"), (paper[0], None, paper[1]), strict=True
+                )
+            ]
+            cells.append(FilledCell(name, tuple(figures), "" if score else "not trained"))
+        rows.append(tuple(cells))
+    bicubic = Row("bicubic", "-", (Cell("bicubic", ""),) * len(benchmarks))
+    lr = [f"{each.benchmark}'s LR images: {each.lr}" for each in scores.values()]
+    return replace(
+        filled,
+        table=replace(filled.table, rows=(*filled.table.rows, bicubic)),
+        cells=tuple(rows),
+        notes=(*filled.notes, *dict.fromkeys(lr)),
+    )
+
+
+def _figure(
+    metric: str, mean: float | None, paper: float | None, *, comparable: bool = True
+) -> Figure:
+    difference = None if mean is None or paper is None or not comparable else mean - paper
+    return Figure(metric, mean, None, paper, difference)
