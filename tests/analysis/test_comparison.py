@@ -56,7 +56,7 @@ def test_classes_are_written_below_and_wrong_ones_in_red(published):
         name = hr.caption.removeprefix("true: ")
         assert name in compared.names
         assert shown.right == shown.caption.startswith(f"{name} ")
-        assert shown.right != shown.caption.endswith("(wrong)")
+        assert shown.right != shown.caption.startswith("wrong: ")
         captions.append(shown.right)
     assert False in captions
 
