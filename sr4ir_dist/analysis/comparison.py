@@ -94,11 +94,12 @@ def compare(
     first = next(iter(loaded.values()))
     uris = dataset_uris(first.data if data is None else data)
     degraded = {
-        label: each.setup.experiment.scale
+        label: each.setup.experiment
         for label, each in loaded.items()
         if each.setup.recipe.judged_on != "hr"
     }
-    _check_same("scale", degraded)
+    _check_same("scale", {label: each.scale for label, each in degraded.items()})
+    _check_same("degradation", {label: each.degradation for label, each in degraded.items()})
     tasks = {label: task for label, each in loaded.items() if (task := each.setup.task)}
     _check_same("task", {label: task.target for label, task in tasks.items()})
     names: tuple[str, ...] = ()
@@ -110,7 +111,8 @@ def compare(
                 f"{label} tells {task.num_classes} classes apart, but {', '.join(uris)} has "
                 f"{len(names)}"
             )
-    return Comparison(loaded, uris, split, names, next(iter(degraded.values()), None))
+    scale = next((each.scale for each in degraded.values()), None)
+    return Comparison(loaded, uris, split, names, scale)
 
 
 def rows(
@@ -128,7 +130,8 @@ def rows(
     """
     for position, parts in zip(sorted(positions), together(comparison, positions), strict=False):
         with torch.no_grad():
-            yield Row(parts[0].id, position, tuple(_cells(comparison, parts, overlay)))
+            row = Row(parts[0].id, position, tuple(_cells(comparison, parts, overlay)))
+        yield row
 
 
 def together(comparison: Comparison, positions: Collection[int]) -> Iterator[tuple[Sample, ...]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import torch
 from PIL import Image
 from torch import Tensor
@@ -56,9 +58,10 @@ def predicted(task: Task, outputs: Any, targets: Any, names: Sequence[str]) -> O
     found = task.predict(outputs)[0]
     if task.target == "label":
         right = bool(found == targets[0])
-        share = outputs[0].float().softmax(dim=0)[found].item()
-        wrong = "" if right else " (wrong)"
-        return Overlay(f"{names[int(found)]} {share:.0%}{wrong}", right)
+        share = outputs[0].float().softmax(dim=0)[found].item() * 100
+        # First, for it must not be what a narrow column cuts off.
+        wrong = "" if right else "wrong: "
+        return Overlay(f"{wrong}{names[int(found)]} {share:.0f} %", right)
     figure = image_figure(task, outputs, targets)
     caption = "" if math.isnan(figure) else f"{_UNITS[task.figure]}{figure:.1f}"
     if task.target == "mask":
@@ -164,6 +167,8 @@ def _boxed(pixels: Tensor, boxes: Mapping[str, Any], zoom: int) -> Tensor:
         boxes["names"],
         colors=colours,
         width=2,
+        font=str(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")),
+        font_size=max(11, max(height, width) // 30),
         label_colors=dark,
         label_background_colors=colours,
         fill_labels=True,

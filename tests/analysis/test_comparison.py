@@ -46,6 +46,8 @@ def test_columns_show_what_the_networks_see(published):
     assert (small(lr)[::4, ::4] == small(lr)[3::4, 3::4]).all()
     assert len({cell.image.tobytes() for cell in row.cells}) == 4
     assert not any(cell.caption for cell in row.cells)
+    for _ in rows(compared, [0, 1]):
+        assert torch.is_grad_enabled()
 
 
 def test_classes_are_written_below_and_wrong_ones_in_red(published):
@@ -56,7 +58,7 @@ def test_classes_are_written_below_and_wrong_ones_in_red(published):
         name = hr.caption.removeprefix("true: ")
         assert name in compared.names
         assert shown.right == shown.caption.startswith(f"{name} ")
-        assert shown.right != shown.caption.endswith("(wrong)")
+        assert shown.right != shown.caption.startswith("wrong: ")
         captions.append(shown.right)
     assert False in captions
 
@@ -110,6 +112,8 @@ def test_checkpoints_that_do_not_see_the_same_images_are_refused(published):
         compare({"a": x4, "b": published("drawn_cls/x8/l2t")})
     with pytest.raises(ValueError, match="task of b is mask, but that of a is label"):
         compare({"a": x4, "b": published(SR4IR.format("seg"))})
+    with pytest.raises(ValueError, match="degradation of b is .*blur=5.0, but that of a"):
+        compare({"a": x4, "b": published("drawn_cls/edsr-x4-blur5/sr4ir")})
     other = published(L2T.format("cls"), "data.resize=48", "data.crop=48")
     with pytest.raises(ValueError, match="b sees .* at 48x48, but a sees .* at 32x32"):
         list(rows(compare({"a": x4, "b": other}), [0]))

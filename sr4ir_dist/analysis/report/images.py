@@ -104,7 +104,8 @@ def choose(
                 left_out += 1
                 continue
             figure = f"{found[number]:.1f} {unit}" if math.isfinite(found[number]) else "none"
-            kept.append((f"{shown[number].id}: {measure} {figure}", tiles[number]))
+            line = f"{shown[number].id}: {measure} by {label} {figure}"
+            kept.append((line, tiles[number]))
         if kept:
             groups.append(Group(heading, tuple(kept)))
     said = f"Worst and best by the {measure}, of the first {len(found)} images."

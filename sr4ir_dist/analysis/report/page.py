@@ -28,6 +28,7 @@ _NAMES = {
     "bad_training_images": "unreadable in training",
 }
 _LOWER_IS_BETTER = ("lpips",)
+_MOST_OTHERS = 20  # a checkpoint may come from anyone
 _COUNTS = ("images", "absent_classes", "too_small", "bad_images", "bad_training_images")
 _DIGITS = {"ssim": 4, "lpips": 3, "psnr": 2}
 _STYLE = """
@@ -117,7 +118,8 @@ def _columns(runs: Sequence[Run]) -> list[str]:
     """The figures that any run has, the known ones in their order first."""
     found = {name for run in runs for name in run.final}
     found |= {name for run in runs for name in paper.figures(run.experiment.name)}
-    return [name for name in _NAMES if name in found] + sorted(found - set(_NAMES))
+    others = sorted(found - set(_NAMES))[:_MOST_OTHERS]
+    return [name for name in _NAMES if name in found] + others
 
 
 def _best(name: str, runs: Sequence[Run]) -> float | None:

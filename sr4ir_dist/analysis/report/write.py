@@ -65,7 +65,7 @@ def write_report(
     shown = shown or Shown()
     found = [gather(label, uri) for label, uri in runs.items()]
     groups = _images({run.label: run.checkpoint for run in found}, shown, told)
-    heading = title or "SR4IR: " + " and ".join(run.label for run in found)
+    heading = title or " and ".join(run.label for run in found)
     storage.write_bytes(out, page(heading, found, groups).encode())
     return found
 
