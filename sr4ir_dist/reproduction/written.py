@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import html
 import io
 import json
 from collections.abc import Callable
 
+from markupsafe import Markup
+
 from sr4ir_dist import storage
+from sr4ir_dist.analysis.report.document import document
 from sr4ir_dist.reproduction.filled import Figure, Filled, FilledCell
 
 _NAMES = {
@@ -27,14 +29,6 @@ _NAMES = {
     "images_per_second": "images/s",
 }
 _DIGITS = {"lpips": 3, "psnr": 2, "ssim": 3, "ssim_rgb": 3, "training_hours": 2}
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;margin:auto;max-width:1200px;padding:1rem;color:#222;
-background:#fff}div{overflow-x:auto}table{border-collapse:collapse;font-size:14px}
-td,th{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
-td:nth-child(-n+2),th:nth-child(-n+2){text-align:left}small{color:#666;display:block}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}td,th{border-color:#444}
-small{color:#aaa}}
-"""
 
 
 def write_table(filled: Filled, folder: str) -> dict[str, str]:
@@ -70,27 +64,27 @@ def as_html(filled: Filled) -> str:
     """A page that needs nothing else."""
     headings, rows, reasons = _texts(filled, lambda ours, theirs: f"{ours}\n{theirs}")
 
-    def cells(tag: str, texts: list[str]) -> str:
-        parts = []
+    def line(tag: str, texts: list[str]) -> Markup:
+        cells = []
         for text in texts:
             ours, _, theirs = text.partition("\n")
-            small = f"<small>{html.escape(theirs)}</small>" if theirs else ""
-            parts.append(f"<{tag}>{html.escape(ours)}{small}</{tag}>")
-        return f"<tr>{''.join(parts)}</tr>"
+            small = Markup("<br><small>{}</small>").format(theirs) if theirs else ""
+            cells.append(Markup("<{0}>{1}{2}</{0}>").format(Markup(tag), ours, small))
+        return Markup("<tr>{}</tr>").format(Markup().join(cells))
 
-    title = html.escape(filled.table.title)
+    title = filled.table.title
     notes = [f"[{number}] {why}" for number, why in enumerate(reasons, 1)] + list(filled.notes)
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width"><title>{title}</title>'
-        f"<style>{_STYLE}</style><h1>{title}</h1>"
-        + "".join(f"<p>{html.escape(text)}</p>" for text in _explained(filled))
-        + f"<div><table><thead>{cells('th', headings)}</thead><tbody>"
-        + "".join(cells("td", row) for row in rows)
-        + "</tbody></table></div><ul>"
-        + "".join(f"<li>{html.escape(note)}</li>" for note in notes)
-        + "</ul></html>\n"
+    body = Markup(
+        "<h1>{}</h1>{}<div class=scroll><table class=ranked><thead>{}</thead><tbody>{}</tbody>"
+        "</table></div><ul>{}</ul>"
+    ).format(
+        title,
+        Markup().join(Markup("<p>{}</p>").format(text) for text in _explained(filled)),
+        line("th", headings),
+        Markup().join(line("td", row) for row in rows),
+        Markup().join(Markup("<li>{}</li>").format(note) for note in notes),
     )
+    return document(title, body)
 
 
 def as_csv(filled: Filled) -> str:

@@ -81,8 +81,8 @@ def test_html_needs_nothing_else_and_escapes_what_it_is_told(filled):
     page = as_html(filled)
     assert "a &lt;note&gt;" in page
     assert "<note>" not in page
-    assert "src=" not in page
-    assert "href=" not in page
+    assert "src=" not in page.replace("img-src", "")
+    assert "http" not in page.replace("http-equiv", "")
     assert "65.0 ± 7.1" in page
 
 
