@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Annotated
 
@@ -94,7 +95,8 @@ def main(
         python jobs/reproduce.py table1 --data drawn_seg=datasets/drawn --scale 4 --sr edsr
         --pretrain --budget 0.1
     """
-    from sr4ir_dist.reproduction import run, scaling_down, studies, tables
+    from sr4ir_dist.reproduction import orders, run, scaling_down, studies, tables, written
+    from sr4ir_dist.training.launch import Resources, TrainingError
 
     if list_tables:
         for name, layout in tables.LAYOUTS.items():
@@ -104,7 +106,7 @@ def main(
         return
     if table is None:
         raise typer.BadParameter("name a table (--list shows all)")
-    with user_errors(run.TrainingError):
+    with user_errors(TrainingError):
         refuse_job_folder(storage_uri)
         given = run.parse_data(data or [])
         chosen = {"scales": scale or (), "networks": sr or ()}
@@ -115,7 +117,7 @@ def main(
             layout, finish = study.table, study.finish
         else:
             layout = tables.make_table(table, given, **chosen)
-        changes = run.absolute_files(settings or [])
+        changes = orders.absolute_files(settings or [])
         request = run.Reproduction(
             layout,
             given,
@@ -126,13 +128,13 @@ def main(
             scaling_down.explained(budget, size, changes),
             finish,
         )
-        orders = run.plan(request)
+        wanted = run.plan(request)
         parallel.connect(address)
-        resources = run.Resources(workers, cpus, gpu)
+        resources = Resources(workers, cpus, gpu)
         filled, uris, failed = run.reproduce(
-            request, orders, resources, lanes=lanes, cache_dir=cache_dir, say=say
+            request, wanted, resources, lanes=lanes, cache_dir=cache_dir, say=say
         )
-        headings, rows, reasons = run.summary(filled)
+        headings, rows, reasons = written.summary(filled)
         shown = Shown(*headings, title=layout.title)
         for row in rows:
             shown.add_row(*row)
@@ -143,7 +145,7 @@ def main(
             say(f"note: {note}")
         for uri in uris.values():
             console.print(uri, soft_wrap=True)
-        write_result(json_file, run.as_tree(filled))
+        write_result(json_file, json.loads(written.as_json(filled)))
     if failed:
         raise typer.Exit(1)
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sr4ir_dist import storage
 from sr4ir_dist.config import Experiment, ExperimentError
 from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.reproduction.filled import Filled, fill
-from sr4ir_dist.reproduction.orders import Orders, absolute_files, make_orders
+from sr4ir_dist.reproduction.orders import Orders, make_orders
 from sr4ir_dist.reproduction.tables import Table
-from sr4ir_dist.reproduction.written import as_json, summary, write_table
+from sr4ir_dist.reproduction.written import write_table
 from sr4ir_dist.training.capacity import Resources
 from sr4ir_dist.training.lanes import count_lanes, train_all
-from sr4ir_dist.training.launch import TrainingError
 from sr4ir_dist.training.run_queue import Outcome
-
-__all__ = ["Resources", "TrainingError", "absolute_files", "summary"]
 
 
 @dataclass(frozen=True)
@@ -158,11 +153,6 @@ def parse_seeds(text: str | None) -> tuple[int | None, ...]:
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
         raise ExperimentError(f"--seeds {text}: expected different whole numbers such as 1,2,3")
     return tuple(int(part) for part in parts)
-
-
-def as_tree(filled: Filled) -> Any:
-    """A table as JSON values."""
-    return json.loads(as_json(filled))
 
 
 def _told(orders: Orders, number: int, outcome: Outcome) -> str:
