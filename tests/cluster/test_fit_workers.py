@@ -75,9 +75,8 @@ def test_a_range_that_is_none_is_refused(cluster, least, most):
 
 
 def test_nodes_that_are_about_to_go_have_no_room(cluster):
-    (node,) = ray.nodes()
     with pytest.raises(NoRoomError, match="room for 0"):
-        check_resources(Resources(1), without=[node["NodeID"]])
+        check_resources(Resources(1), without=[node["NodeID"] for node in ray.nodes()])
 
 
 def test_there_is_room_for_more_workers_up_to_what_was_asked_for(cluster):

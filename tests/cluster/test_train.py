@@ -122,7 +122,9 @@ def test_a_run_can_be_looked_at_in_tensorboard_and_by_prometheus(undisturbed):
     content = b"".join(path.read_bytes() for path in files)
     for name in (b"training/pixel_sr", b"training/images_per_second", b"validation/top1"):
         assert name in content
-    (node,) = ray.nodes()
+    # Tests before this one may have had more nodes, which have gone.
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
     port = node["MetricsExportPort"]
     metrics = f"http://{node['NodeManagerAddress']}:{port}/metrics"
     deadline = time.monotonic() + 60
