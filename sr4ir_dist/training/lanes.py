@@ -127,11 +127,13 @@ def train_all(
             keeper.start()
         while len(told) < len(orders):
             time.sleep(_POLL_S)
+            # Asked before: what a lane settles last is among the outcomes then.
+            at_work = any(keeper.is_alive() for keeper in keepers)
             outcomes: Any = ray.get(queue.outcomes.remote())
             for number in outcomes.keys() - told:
                 settled(number, outcomes[number])
             told.update(outcomes)
-            if not any(keeper.is_alive() for keeper in keepers) and len(told) < len(orders):
+            if not at_work and len(told) < len(orders):
                 raise launch.TrainingError("the lanes ended before all runs were done")
         for keeper in keepers:
             keeper.join()
