@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sr4ir_dist.benchmark.data import Entry
     from sr4ir_dist.benchmark.scaling import Run
     from sr4ir_dist.benchmark.scaling_outlook import Check, Outlook
+    from sr4ir_dist.benchmark.step import Result
 
 app = make_app()
 
@@ -98,6 +99,100 @@ def data(
                 ],
             },
         )
+
+
+@app.command()
+def step(
+    name: Annotated[
+        str, typer.Argument(help="Experiment to measure, as for train.py.")
+    ] = "cub200/edsr-x8/sr4ir",
+    settings: Settings = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Measure the experiment with these settings too (`precision=bf16`), or another "
+            "one (`cub200/edsr-x8/sr4ir-no-tdp`), settings after it; may be repeated."
+        ),
+    ] = None,
+    published: Annotated[
+        bool, typer.Option(help="Measure the published step too, which recipe sr4ir has.")
+    ] = True,
+    images: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each.")] = 10,
+    warm_up: Annotated[int, typer.Option(min=1, help="Steps before them.")] = 2,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; by default one a core.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Time, FLOPs and memory of a training step, next to the step as it was published.
+
+    The real networks step on random images of the experiment's size (detection: 375x500), in turn
+    in one process, with equal starts; plain PyTorch engines, no Ray. The published step is a plain,
+    eager implementation, repeated forwards and all, in fp32. Figures are medians; backward and
+    optimizer are parts of the phases. A speed-up is the median ratio to the first row's steps of
+    the same rounds; peak memory counts tensors alone; a GPU's host would wait for each sync.
+    """
+    import torch
+
+    from sr4ir_dist.benchmark.step import (
+        PUBLISHED,
+        compare,
+        contender,
+        make_experiment,
+        measured_peak,
+        random_batch,
+    )
+
+    with user_errors():
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+        own = [f"batch_size={images}", *(settings or [])]
+        chosen = {" ".join([name, *(settings or [])]): make_experiment(name, own)}
+        for text in also or ():
+            first, *others = text.split()
+            other, more = (name, [*own, first, *others]) if "=" in first else (first, others)
+            chosen[text] = make_experiment(other, [f"batch_size={images}", *more])
+        first = next(iter(chosen.values()))
+        if published:
+            chosen = {PUBLISHED: first, **chosen}
+        contenders = [
+            contender(label, each, random_batch(each, images)) for label, each in chosen.items()
+        ]
+        peak = measured_peak(contenders[0].clock.device, torch.float32)
+        results = compare(
+            contenders,
+            steps=steps,
+            warm_up=warm_up,
+            peak=peak,
+            told=lambda done, total: say(f"round {done} of {total}"),
+        )
+        _print_steps(results)
+        result = {"images": images, "steps": steps, "threads": torch.get_num_threads()}
+        result |= {"experiment": name, "settings": settings or [], "cores": os.cpu_count()}
+        result |= {"peak_gflops_fp32": peak / 1e9, "load_before": os.getloadavg()[0]}
+        write_result(json_file, result | {"results": [asdict(each) for each in results]})
+
+
+def _print_steps(results: list[Result]) -> None:
+    table = Table("step", "ms", "images/s", "speed-up", "phase 1", "phase 2", "backward")
+    for heading in ("optimizer", "GFLOPs/image", "of peak", "operators", "syncs", "peak MB"):
+        table.add_column(heading, justify="right")
+    for each in results:
+        parts = (f"{1e3 * seconds:,.0f}" for seconds in each.parts.values())
+        cost = each.cost
+        table.add_row(
+            each.label,
+            f"{1e3 * each.seconds:,.0f}",
+            f"{each.images_per_second:.3g}",
+            f"{each.speedup:.2f}",
+            *parts,
+            f"{cost.gflops / each.images:.1f}",
+            f"{each.peak_share:.0%}",
+            f"{cost.operators:,}",
+            str(cost.syncs),
+            f"{cost.peak_mb:,.0f}",
+        )
+    console.print(table)
 
 
 _FULL_SIZE = ("cub200/edsr-x8/sr4ir", "voc_seg/edsr-x8/sr4ir", "voc_det/edsr-x8/sr4ir")

@@ -90,7 +90,7 @@ def count_work(
     counts = [_Counts() for _ in setup.recipe.phases]
     rates: Rates = {role: [0.0] * len(engine.base_rates) for role, engine in setup.engines.items()}
     counter = FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward}
     )
     with counter as flops, _Launches() as launches:
 
@@ -119,7 +119,7 @@ def count_work(
     )
 
 
-def _convolution_backward(
+def convolution_backward(
     grad_out_shape: Any,
     x_shape: Any,
     w_shape: Any,

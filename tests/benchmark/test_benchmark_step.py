@@ -1,0 +1,93 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from sr4ir_dist.benchmark.step import (
+    PUBLISHED,
+    Contender,
+    compare,
+    contender,
+    make_experiment,
+    random_batch,
+)
+
+COSTS = Path(__file__).parents[1] / "assets" / "step_costs.json"
+# Of a forward and backward per image in 1e9 operations: the published step, and the least.
+COUNTED = {
+    "cub200/edsr-x8": (70.6, 70.6),
+    "cub200/edsr-x4": (92.6, 92.6),
+    "voc_seg/edsr-x8": (320.8, 292.7),
+    "voc_seg/edsr-x4": (421.8, 393.6),
+}
+SMALL = {
+    "cub200": ["data.resize=64", "data.crop=64"],
+    "voc_seg": ["data.resize=64", "data.crop=64"],
+    "voc_det": ["data.shrink=96", "task.min_size=96", "task.max_size=160"],
+}
+
+
+def make(label: str, name: str, images: int, *settings: str) -> Contender:
+    experiment = make_experiment(name, [f"batch_size={images}", *settings])
+    return contender(label, experiment, random_batch(experiment, images))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cub200/edsr-x8",
+        "cub200/edsr-x4",
+        "voc_seg/edsr-x8",
+        pytest.param("voc_seg/edsr-x4", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("label", [PUBLISHED, "ours"])
+def test_flops_per_image_at_full_size(name: str, label: str):
+    expected = COUNTED[name][label != PUBLISHED]
+    each = make(label, f"{name}/sr4ir", 2)
+    assert each.cost().gflops / 2 == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("data", SMALL)
+def test_first_losses_are_the_published_ones(data: str):
+    settings = SMALL[data]
+    pair = [make(label, f"{data}/edsr-x4/sr4ir", 2, *settings) for label in (PUBLISHED, "ours")]
+    published, ours = compare(pair, steps=1, warm_up=2, peak=1.0)
+    assert ours.losses.keys() == published.losses.keys()
+    for name, loss in published.losses.items():
+        assert ours.losses[name] == pytest.approx(loss, rel=1e-4), name
+    assert published.speedup == 1.0
+    assert ours.cost.gflops <= published.cost.gflops
+    assert ours.cost.peak_mb <= published.cost.peak_mb
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"cub200/edsr-x4/{r}" for r in ("sr4ir", "sr4ir-no-tdp", "s", "s2t", "t2s", "joint")),
+        "cub200/h2t",
+        "cub200/x4/l2t",
+        "voc_seg/edsr-x4/sr4ir",
+        "voc_det/edsr-x4/sr4ir",
+    ],
+)
+def test_a_step_costs_no_more_than_it_did(name: str, request: pytest.FixtureRequest):
+    """No clock: a change that raises a count fails here; one that lowers it is to be recorded."""
+    each = make("ours", name, 2, *SMALL[name.split("/")[0]])
+    each.run()  # makes the optimizers' states
+    cost = each.cost()
+    known = json.loads(COSTS.read_text())[name]
+    found = {
+        "gflops": round(cost.gflops, 3),
+        "operators": cost.operators,
+        "syncs": cost.syncs,
+        "peak_mb": round(cost.peak_mb, 1),
+    }
+    assert found == known
+
+
+def test_published_step_of_another_recipe():
+    with pytest.raises(ValueError, match="recipe='s2t'"):
+        make(PUBLISHED, "cub200/edsr-x4/s2t", 2, *SMALL["cub200"])
+    with pytest.raises(ValueError, match="precision='bf16'"):
+        make(PUBLISHED, "cub200/edsr-x4/sr4ir", 2, "precision=bf16", *SMALL["cub200"])
