@@ -37,14 +37,14 @@ class Batch:
     global_size: int
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on a device, with hr as float32 in [0,1].
+        """The same batch on a device, with hr as float32 in [0,1], channels last in memory.
 
-        The images travel as bytes, a quarter of their size as floats.
+        The images travel as bytes, a quarter of their size as floats. Convolutions take over the
+        layout of their images, and are faster in this one.
         """
         hr = self.hr.to(device, non_blocking=True)
         if not hr.is_floating_point():
-            # The loader's images have their channels last.
-            hr = hr.to(torch.float32, memory_format=torch.contiguous_format) / 255
+            hr = hr.to(torch.float32, memory_format=torch.channels_last) / 255
         targets = _moved(self.targets, device)
         return replace(self, hr=hr, targets=targets, keys=self.keys.to(device, non_blocking=True))
 

@@ -281,7 +281,10 @@ def _published(
     if setup.task is None or set(modules) != {"sr", "task"}:
         raise ValueError(f"recipe={experiment.recipe!r} has no published step; expected 'sr4ir'")
     step = PublishedStep(experiment, setup.task, modules["sr"], modules["task"])
-    return make_inputs(replace(setup, modules=modules), batch, epoch=1), step
+    inputs = make_inputs(replace(setup, modules=modules), batch, epoch=1)
+    assert inputs.lr is not None
+    # In torch's default layout, as published.
+    return replace(inputs, hr=inputs.hr.contiguous(), lr=inputs.lr.contiguous()), step
 
 
 def _boxes(height: int, width: int, classes: int, draw: torch.Generator) -> dict[str, Tensor]:

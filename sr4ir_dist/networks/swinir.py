@@ -11,6 +11,7 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
 from sr4ir_dist.degradation import pad_to_multiple
@@ -186,6 +187,7 @@ class SwinIR(nn.Module):
         mlp_ratio: Hidden channels of the MLPs over `features`.
         drop_path: Chance to skip a residual branch in the last transformer block; it grows
             linearly from 0 in the first.
+        recompute: Keep each group's input alone for the backward, which computes the rest again.
         reconstruction: Channels of the upsampler.
         image_size: Side in LR pixels, padded to windows, for which the stored `attn_mask` holds;
             it restricts nothing.
@@ -207,6 +209,7 @@ class SwinIR(nn.Module):
         window: int = 8,
         mlp_ratio: float = 2,
         drop_path: float = 0.1,
+        recompute: bool = False,
         reconstruction: int = 64,
         image_size: int = 48,
     ) -> None:
@@ -218,6 +221,7 @@ class SwinIR(nn.Module):
         _check_settings(counts, features, window, mlp_ratio, drop_path)
         self.scale = scale
         self.window = window
+        self.recompute = recompute
         # In the state dict of no public file.
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_first = _conv(3, features)
@@ -259,7 +263,12 @@ class SwinIR(nn.Module):
         height, width = lr.shape[-2:]
         x = self.conv_first(pad_to_multiple(lr, self.window, "reflect") - self.mean)
         tokens = self.patch_embed["norm"](x.permute(0, 2, 3, 1))
-        tokens = self.norm(self.layers(tokens))
+        for group in self.layers:
+            if self.recompute and torch.is_grad_enabled():
+                tokens = checkpoint(group, tokens, use_reentrant=False)
+            else:
+                tokens = group(tokens)
+        tokens = self.norm(tokens)
         x = self.conv_after_body(tokens.permute(0, 3, 1, 2)) + x
         x = self.conv_last(self.upsample(self.conv_before_upsample(x))) + self.mean
         return x[..., : height * self.scale, : width * self.scale]

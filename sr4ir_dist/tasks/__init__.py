@@ -88,6 +88,10 @@ class Task(Protocol):
         """Takes the features from the output of `backbone`."""
         ...
 
+    def blocks(self, network: nn.Module) -> tuple[nn.Module, ...]:
+        """The submodules that hold nearly all of the work, each called as a whole."""
+        ...
+
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Computes the task loss, a scalar; an empty batch gives a zero that has a graph."""
         ...

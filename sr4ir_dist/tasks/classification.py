@@ -97,6 +97,10 @@ class Classification:
         """Takes the features from the output of `backbone`."""
         return {"l4": output}
 
+    def blocks(self, network: nn.Module) -> tuple[nn.Module, ...]:
+        """The four stages."""
+        return tuple(network.get_submodule(f"layer{stage}") for stage in range(1, 5))
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Computes the mean cross-entropy; an empty batch gives a zero that has a graph.
 

@@ -267,6 +267,10 @@ class Detection:
         """Takes the features from the output of `backbone`."""
         return {name: output[name] for name in self.feature_weights}
 
+    def blocks(self, network: nn.Module) -> tuple[nn.Module, ...]:
+        """The backbone and the layers after pooling; what lies between is of no fixed size."""
+        return tuple(network.get_submodule(name) for name in ("backbone", "roi_heads.box_head"))
+
     def loss(self, outputs: Mapping[str, Tensor], targets: Any = None) -> Tensor:
         """Adds the four losses; for an empty batch they are zeros that have a graph.
 

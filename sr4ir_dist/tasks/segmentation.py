@@ -122,6 +122,11 @@ class Segmentation:
         """Takes the features from the output of `backbone`."""
         return {"C5": output["out"]}
 
+    def blocks(self, network: nn.Module) -> tuple[nn.Module, ...]:
+        """The backbone and both heads."""
+        names = ("backbone", "classifier", "aux_classifier")
+        return tuple(network.get_submodule(name) for name in names)
+
     def loss(self, outputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
         """Computes CE(out) + 0.5 * CE(aux), each the mean over pixels that are not void.
 

@@ -16,6 +16,7 @@ from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.data.transforms import Flip, PatchCrop, ResizeCrop, Transform
 from sr4ir_dist.degradation import crop_back
 from sr4ir_dist.networks import SR_NETWORKS
+from sr4ir_dist.networks.kernels import speed_up
 from sr4ir_dist.networks.vgg import VGG19
 from sr4ir_dist.tasks import Task
 from sr4ir_dist.tasks.detection import Detector, settle
@@ -79,6 +80,10 @@ def make_setup(
         lpips = lpips.to(next(p.device for m in modules.values() for p in m.parameters()))
     learning = recipe.updates if engine != "none" else ()
     for network, module in modules.items():
+        speed_up(module, precision=experiment.precision)
+        if experiment.compile:
+            for block in _blocks(network, module, task):
+                block.compile()
         if network not in learning:
             module.requires_grad_(False)
     for role in learning:
@@ -95,6 +100,7 @@ def make_setup(
                 stage=getattr(experiment.zero, role),
                 precision=experiment.precision,
                 micro_batch=-(-experiment.batch_size // world_size),
+                gradients=experiment.gradients,
             )
     return Setup(experiment, recipe, modules, engines, task, rank, world_size, lpips)
 
@@ -187,10 +193,18 @@ def _build_sr(experiment: Experiment) -> nn.Module:
     assert settings is not None
     sizes: dict[str, tuple[str, ...]] = {
         "edsr": ("blocks", "features"),
-        "swinir": ("blocks", "features", "depth", "heads", "window", "drop_path"),
+        "swinir": ("blocks", "features", "depth", "heads", "window", "drop_path", "recompute"),
     }
     given = {name: getattr(settings, name) for name in sizes.get(settings.network, ())}
     return SR_NETWORKS[settings.network](experiment.scale, **given)
+
+
+def _blocks(network: Network, module: nn.Module, task: Task | None) -> Sequence[nn.Module]:
+    """The submodules that are compiled: those whose insides nobody else calls or listens to."""
+    if network in ("sr", "vgg"):
+        return [module]
+    assert task is not None
+    return task.blocks(module.network if isinstance(module, Scored) else module)
 
 
 def _groups(

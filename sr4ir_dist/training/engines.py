@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from sr4ir_dist.config import SGD, AdamW
 
+REDUCED_AT_ONCE = 1 << 21
+"""Numbers of gradients that ZeRO reduces together, while the backward makes the next ones: small
+beside the networks, whose last ones alone are then waited for, and large enough for the link."""
 _ADAMW_STATE = ("exp_avg", "exp_avg_sq")
 _SGD_STATE = ("momentum_buffer",)
 
@@ -84,10 +87,18 @@ def build_optimizer(
     ]
     if isinstance(settings, AdamW):
         return torch.optim.AdamW(
-            parameters, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+            parameters,
+            settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
     return torch.optim.SGD(
-        parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        parameters,
+        settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
 
 
@@ -149,6 +160,7 @@ class DeepSpeedEngine:
         stage: int,
         precision: str,
         micro_batch: int,
+        gradients: str = "fp32",
     ) -> None:
         """Wrap a network whose weights are final: ZeRO copies them here.
 
@@ -158,6 +170,7 @@ class DeepSpeedEngine:
             stage: ZeRO stage, 0, 1 or 2.
             precision: `fp32`, or `bf16` for autocast with float32 weights.
             micro_batch: images of a rank's step; only DeepSpeed's own reports read it.
+            gradients: `fp32` or `bf16`, as which they travel between ranks.
         """
         deepspeed = _deepspeed()
         self.trainable = tuple(p for p in module.parameters() if p.requires_grad)
@@ -168,8 +181,13 @@ class DeepSpeedEngine:
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": 1,
             "gradient_clipping": 0.0,
-            "zero_optimization": {"stage": stage},
+            "zero_optimization": {
+                "stage": stage,
+                "overlap_comm": stage > 0,
+                "reduce_bucket_size": REDUCED_AT_ONCE,
+            },
             "zero_allow_untested_optimizer": True,
+            "communication_data_type": gradients,
             "fp16": {"enabled": False},
             "bf16": {"enabled": False},
             "torch_autocast": {
@@ -189,6 +207,7 @@ class DeepSpeedEngine:
                 dist_init_required=False,
             )
         self._zero: Any = zero
+        self._waiting, self._held = contextlib.ExitStack(), False
         self.module = module
 
     def __call__(self, *inputs: Any) -> Any:
@@ -197,8 +216,15 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Accumulate the gradient of this rank's loss; the last one of a step is reduced."""
+        if self._stage == 2 and not (last or self._held):
+            # It would reduce after each backward.
+            self._held = True
+            self._waiting.enter_context(self._engine.coalesce_grad_reduction())
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
+        if last:
+            self._waiting.close()
+            self._held = False
 
     def step(self, rates: Sequence[float]) -> None:
         """Average gradients over ranks, update each group at its rate, clear gradients."""
@@ -238,7 +264,7 @@ class DeepSpeedEngine:
                 entry = self._base().state[partition]
                 entry |= {k: torch.zeros_like(partition) for k in _state_keys(self._optimizer)}
                 if "step" in state:
-                    entry["step"] = state["step"].clone()
+                    entry["step"] = state["step"].to(partition.device, copy=True)
         self._zero._lazy_init_hp_params_optimizer_state()
         for name, parameter in _named(self.module, self.trainable):
             for key in _state_keys(self._optimizer):
@@ -350,5 +376,6 @@ def _restore_state(
                 for key in _state_keys(optimizer)
             }
             if "step" in state:
-                entry["step"] = state["step"].clone()
+                # A fused optimizer has it where the parameter is.
+                entry["step"] = state["step"].to(parameter.device, copy=True)
             optimizer.state[parameter] = entry

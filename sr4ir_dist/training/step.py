@@ -50,22 +50,26 @@ def train_step(
     parts = in_passes(setup, inputs)
     for number, phase in enumerate(setup.recipe.phases, 1):
         terms = [term for term in phase.terms if after_warmup or not term.after_warmup]
+        groups = by_graph(phase, terms)
         with timed(f"phase {number}"), only_trainable(setup, phase):
             told: dict[str, Tensor] = {}
             for part in parts:
                 views = Views(setup, phase, part)
-                losses = {
-                    term: _loss(setup, term, views, part)
-                    * (part.task_share if term.loss == "task" else part.share)
-                    for term in terms
-                }
-                _backward(setup, phase, losses, views, last=part is parts[-1])
-                for term, loss in losses.items():
-                    known = told.get(term.name)
-                    told[term.name] = loss.detach() if known is None else known + loss.detach()
+                for group in groups:
+                    losses = {
+                        term: _loss(setup, term, views, part)
+                        * (part.task_share if term.loss == "task" else part.share)
+                        for term in group
+                    }
+                    last = part is parts[-1] and group is groups[-1]
+                    _backward(setup, phase, losses, views, last=last)
+                    views.forget_runs()
+                    for term, loss in losses.items():
+                        known = told.get(term.name)
+                        told[term.name] = loss.detach() if known is None else known + loss.detach()
             for role in phase.updates:
                 setup.engines[role].step(rates[role])
-        reported |= told
+        reported |= {term.name: told[term.name] for term in terms}
     return reported
 
 
@@ -89,12 +93,25 @@ def only_trainable(setup: Setup, phase: Phase) -> Iterator[None]:
                 parameter.requires_grad_(True)
 
 
+def by_graph(phase: Phase, terms: Sequence[Term]) -> list[list[Term]]:
+    """A phase's terms in groups that have no graph in common, in their order.
+
+    Each group's backward frees its graph before the next group's forward. Where only the task
+    network learns, every view has a forward of its own, and gradients add up to those of the sum.
+    """
+    own_forwards = all(term.loss in ("task", "real_fake") for term in terms)
+    if phase.updates != ("task",) or not own_forwards:
+        return [list(terms)]
+    views = dict.fromkeys(term.view for term in terms)
+    return [[term for term in terms if term.view == view] for view in views]
+
+
 def _loss(setup: Setup, term: Term, views: Views, inputs: Inputs) -> Tensor:
     weight = term.weight * getattr(setup.experiment.losses, term.loss)
     if term.loss == "pixel":
         return weight * l1(views.image(term.view), inputs.hr)
     if term.loss == "perceptual":
-        pair = views.features(term.view, term.network), views.features("hr", term.network)
+        pair = views.compared(term.view, term.network)
         return weight * tdp(*pair, dict.fromkeys(pair[0], 1.0))
     if term.loss == "adversarial":
         return weight * real_fake(views.scores(term.view), real=True)
@@ -102,7 +119,7 @@ def _loss(setup: Setup, term: Term, views: Views, inputs: Inputs) -> Tensor:
         return weight * real_fake(views.scores(term.view), real=term.view == "hr")
     assert setup.task is not None
     if term.loss == "tdp":
-        pair = views.features(term.view, term.network), views.features("hr", term.network)
+        pair = views.compared(term.view, term.network)
         return weight * tdp(*pair, setup.task.feature_weights)
     return weight * setup.task.loss(views.task_outputs(term.view), inputs.targets)
 

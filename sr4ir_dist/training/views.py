@@ -169,10 +169,12 @@ def _canvas(setup: Setup, batch: Batch, *, training: bool) -> Tensor:
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         height, width = largest.tolist()
     height, width = (-(-side // scale) * scale for side in (height, width))
-    if not reflect or not len(hr):
-        return pad_to(hr, height, width)
-    images = crop_back(hr, batch.sizes)
-    return torch.cat([pad_to(image[None], height, width, "reflect") for image in images])
+    if reflect and len(hr):
+        images = crop_back(hr, batch.sizes)
+        hr = torch.cat([pad_to(image[None], height, width, "reflect") for image in images])
+    else:
+        hr = pad_to(hr, height, width)
+    return hr.contiguous(memory_format=torch.channels_last)
 
 
 def _task_share(setup: Setup, batch: Batch, share: float) -> float | Tensor:
@@ -227,14 +229,20 @@ class Views:
         assert scores is not None
         return scores
 
-    def features(self, view: View, network: Network) -> dict[str, Tensor]:
-        """Features in which a view is compared with HR.
+    def compared(self, view: View, network: Network) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Features of a view and of HR, by layer.
 
-        Those of a network that learns are of its own forward. Otherwise HR's carry no gradient.
+        Those of a network that learns are of its own forwards. Otherwise HR's carry no gradient.
         """
         if network in self._phase.updates:
-            features = self._run(view).features
-            return {name: value.to(self._inputs.hr.dtype) for name, value in features.items()}
+            return self._run(view).features, self._run("hr").features
+        return self._features(view, network), self._features("hr", network)
+
+    def forget_runs(self) -> None:
+        """Let go of the task network's outputs; a later question would run it again."""
+        self._runs.clear()
+
+    def _features(self, view: View, network: Network) -> dict[str, Tensor]:
         setup = self._setup
         module = setup.modules[network]
         with setup.autocast(), torch.set_grad_enabled(view != "hr"):
@@ -293,7 +301,8 @@ class Views:
         assert task is not None
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            features.update(task.select(output))
+            dtype = self._inputs.hr.dtype
+            features.update({name: x.to(dtype) for name, x in task.select(output).items()})
 
         handle = task.backbone(self._setup.modules["task"]).register_forward_hook(keep)
         try:

