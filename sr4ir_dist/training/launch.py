@@ -16,8 +16,9 @@ from ray.exceptions import RayActorError
 from sr4ir_dist import checkpoint, recipes, retention, storage
 from sr4ir_dist.config import ExperimentError
 from sr4ir_dist.training.build import make_task
-from sr4ir_dist.training.capacity import Resources, check_resources, wait_for_room
+from sr4ir_dist.training.capacity import Resources, wait_for_room
 from sr4ir_dist.training.network import SettledTorchConfig
+from sr4ir_dist.training.node_request import NodeRequest
 from sr4ir_dist.training.observers import load_callback
 from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan
 from sr4ir_dist.training.views import cut
@@ -107,12 +108,25 @@ def train(
         awaited=callback is not None,
         observers=tuple(observers),
     )
-    callbacks = [] if callback is None else [callback]
+    with NodeRequest() as request:
+        result = _see_through(job, [] if callback is None else [callback], request, say)
+    release_starts(plan)
+    return result
+
+
+def _see_through(
+    job: Job,
+    callbacks: Sequence[ray.train.UserCallback],
+    request: NodeRequest,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Start workers again and again, until the run has a result or does not come further."""
+    plan, resources = job.plan, job.resources
     left: set[str] = set()
     failures = 0
     newest = checkpoint.newest_first(plan.run_uri)[:1]
     while True:
-        given = wait_for_room(resources, say, left)
+        given = wait_for_room(resources, say, request, left)
         # Later rounds go on as this one does, and a node that was lost gets time to come back.
         wait_s = max(resources.wait_s, resources.rank_timeout_s)
         resources = replace(resources, cpus=given.cpus, gpu=given.gpu, wait_s=wait_s)
@@ -134,12 +148,10 @@ def train(
             say(f"{error}; starting again ({failures} of {resources.max_failures} times)")
             continue
         if LEFT not in result:
-            break
+            return result
         left.update(result[LEFT])
         nodes = ", ".join(result[LEFT])
         say(f"node {nodes} goes: going on elsewhere" if nodes else "going on with more workers")
-    release_starts(plan)
-    return result
 
 
 def hold_starts(plan: Plan) -> None:
@@ -193,7 +205,8 @@ def evaluate(
         storage_uri = checkpoints[0].rpartition("/")[0]
     storage_uri = storage.absolute(storage_uri)
     storage.check_writable(storage_uri)
-    given = check_resources(resources)
+    with NodeRequest() as request:
+        given = wait_for_room(resources, print, request)
     folder = storage.join(storage_uri, f"evaluation-{uuid.uuid4().hex[:8]}")
     job = EvaluationJob(tuple(requests), given, local(cache_dir))
     trainer = make_trainer(evaluate_worker, job, given, folder=folder)
