@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 from sr4ir_dist import checkpoint, recipes, retention, storage
 from sr4ir_dist.config import ExperimentError
 from sr4ir_dist.training.build import make_task
-from sr4ir_dist.training.capacity import Resources, wait_for_room
+from sr4ir_dist.training.capacity import Resources, least, wait_for_room
 from sr4ir_dist.training.network import SettledTorchConfig
 from sr4ir_dist.training.node_request import NodeRequest
 from sr4ir_dist.training.observers import load_callback
@@ -97,7 +97,7 @@ def train(
     done = finished_result(plan)
     if done is not None:
         return done
-    check_shares(plan, resources.workers)
+    check_shares(plan, resources.workers, least(resources))
     for name in observers:
         load_callback(name)
     job = Job(
@@ -292,8 +292,13 @@ def fit(trainer: ray.train.torch.TorchTrainer, what: str) -> dict[str, Any]:
     return result
 
 
-def check_shares(plan: Plan, workers: int) -> None:
+def check_shares(plan: Plan, workers: int, fewest: int | None = None) -> None:
     """Check that each worker has images of its own, and batch norm enough of them.
+
+    Args:
+        plan: the run.
+        workers: ranks.
+        fewest: ranks that the run may shrink to; passes of `micro_batch` hold fewer images then.
 
     Raises:
         ExperimentError: it is not so, which else would show in the middle of an epoch.
@@ -307,15 +312,15 @@ def check_shares(plan: Plan, workers: int) -> None:
     experiment, task = plan.experiment, make_task(plan.experiment)
     if task is None or "task" not in recipes.get(experiment.recipe).updates:
         return
-    local = experiment.batch_norm == "local"
-    images = _smallest_pass(plan, workers, local=local)
-    if images < task.min_images:
+    local, micro_batch = experiment.batch_norm == "local", experiment.micro_batch
+    for count in range(workers, max(1, fewest or workers) - 1, -1):
+        if _smallest_pass(plan, count, local=local) >= task.min_images:
+            continue
         raise ExperimentError(
             f"batch_size={experiment.batch_size} leaves a step of {plan.smallest_step} images"
-            f"{f' on {workers} workers' if local else ''}"
-            f"{_in_passes(experiment.micro_batch)}; {experiment.name} needs "
-            f"{task.min_images}{' on each' if local else ''}, for its batch norm: choose another "
-            "batch_size"
+            f"{f' on {count} workers' if local or micro_batch else ''}{_in_passes(micro_batch)}; "
+            f"{experiment.name} needs {task.min_images}{' on each' if local else ''}, for its "
+            f"batch norm: choose another batch_size{' or micro_batch' if micro_batch else ''}"
         )
 
 
