@@ -148,7 +148,7 @@ def test_what_others_use_is_waited_for(cluster, quick):
         timer.join()
     (line,) = said
     assert re.search(
-        r"waiting 1 more minutes for what others use: workers=2 .* the cluster has free room for 1"
+        r"waiting \d more minutes for what others use: workers=2 .* the cluster has free room for 1"
         r" of them \(1 CPUs, 0 GPUs, on 1 nodes\)",
         line,
     )
@@ -156,7 +156,7 @@ def test_what_others_use_is_waited_for(cluster, quick):
 
 def test_what_a_run_just_had_counts_as_free_soon(cluster):
     with others(4) as held:
-        timer = threading.Timer(3, remove_placement_group, [held])
+        timer = threading.Timer(1, remove_placement_group, [held])
         timer.start()
         assert _room(Resources(4, 1, least=1)).workers == 4
         timer.join()
