@@ -38,6 +38,12 @@ def main(
     stay: Annotated[
         bool, typer.Option("--stay", help="End only when the node has left, or its time is up.")
     ] = False,
+    head_seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="How long to ask a head that does not answer; by default to the end."
+        ),
+    ] = None,
     also_head: Annotated[
         bool, typer.Option("--also-head", help="Drain the head too, where it is on this machine.")
     ] = False,
@@ -67,7 +73,14 @@ def main(
             notice = notices.wait(source, every_s=every_s, signal_s=seconds, say=say)
             say(f"notice: {notice.why}; {notice.seconds} s are left")
         head = head or notices.head_address(None)
-        drained = notices.drain(head, notice, node_ids=node_id or (), also_head=also_head, say=say)
+        drained = notices.drain(
+            head,
+            notice,
+            node_ids=node_id or (),
+            also_head=also_head,
+            head_s=head_seconds,
+            say=say,
+        )
         if stay:
             gone = notices.wait_until_gone(head, drained, notice.seconds)
             say("the node has left the cluster" if gone else "the time is up")

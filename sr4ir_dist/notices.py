@@ -160,23 +160,27 @@ def drain(
     *,
     node_ids: Sequence[str] = (),
     also_head: bool = False,
+    head_s: float | None = None,
     say: Callable[[str], None],
 ) -> tuple[str, ...]:
     """Drain this machine's nodes of a cluster; gives their ids.
 
-    While the head does not answer it is asked again, until the notice's seconds have passed.
+    While the head does not answer it is asked again, for so long.
 
     Args:
         address: `HOST:PORT` of the cluster's head.
         notice: why, and how long is left.
         node_ids: nodes to drain instead; by default those with an address of this machine.
         also_head: drain the head too, where it is on this machine.
+        head_s: for how many seconds; None for those of the notice. Where the whole cluster goes,
+            the head is often the first.
         say: is told each step.
 
     Raises:
         ClusterError: there is no such node, Ray refuses, or the head did not answer in time.
     """
     end = time.time() + notice.seconds
+    patience_end = end if head_s is None else min(end, time.time() + head_s)
     while True:
         try:
             client = _client(address)
@@ -188,7 +192,7 @@ def drain(
                 say(f"node {node} is drained, {notice.seconds} s before its end: {notice.why}")
             return chosen
         except (OSError, RpcError) as error:
-            if time.time() + _AGAIN_S > end:
+            if time.time() + _AGAIN_S > patience_end:
                 raise ClusterError(f"the head at {address} does not answer: {error}") from error
             say(f"the head at {address} does not answer ({error}); it is asked again")
             time.sleep(_AGAIN_S)

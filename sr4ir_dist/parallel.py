@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import islice
@@ -17,6 +18,8 @@ function is raised, and no further job is begun."""
 
 # How often a task is begun again because its worker or its node died; what it raises is final.
 _RESTARTS = 5
+# A shard takes seconds, and an autoscaler some minutes to add a node.
+_TELL_EVERY_S, _GIVE_UP_S = 30.0, 1800.0
 
 
 class ClusterError(ValueError):
@@ -47,11 +50,14 @@ def on_threads(count: int = _AT_A_TIME) -> Run:
     return run
 
 
-def on_cluster() -> Run:
+def on_cluster(say: Callable[[str], None] = print) -> Run:
     """Run jobs as tasks of 1 CPU on all nodes of the cluster that this process has joined.
 
     A task whose worker or node dies is begun again, so a job must bear to be done twice. Running
-    raises ``ClusterError`` when that happens too often.
+    raises ``ClusterError`` when that happens too often, and when no job ends for half an hour.
+
+    Args:
+        say: is told what is waited for where no job ends for long.
     """
     # Takes a second to import, which those who stay on their machine need not wait for.
     import ray
@@ -73,8 +79,9 @@ def on_cluster() -> Run:
                 waiting += [task.remote(shared, job) for job in islice(jobs, max(0, free))]
                 if not waiting:
                     return
-                done, waiting = ray.wait(waiting)
-                yield ray.get(done[0])
+                ended = _first(waiting, say)
+                waiting.remove(ended)
+                yield ray.get(ended)
         except RayTaskError as error:
             raise error.cause from None
         except RayError as error:
@@ -84,6 +91,26 @@ def on_cluster() -> Run:
                 ray.cancel(each)
 
     return run
+
+
+def _first(waiting: list[Any], say: Callable[[str], None]) -> Any:
+    """The first of some tasks that ends, or has ended."""
+    import ray
+
+    started = time.monotonic()
+    while True:
+        done, _ = ray.wait(waiting, timeout=_TELL_EVERY_S)
+        if done:
+            return done[0]
+        has = ray.cluster_resources().get("CPU", 0)
+        free = ray.available_resources().get("CPU", 0)
+        what = (
+            f"none of {len(waiting)} tasks of 1 CPU has ended for "
+            f"{time.monotonic() - started:.0f} s; {free:g} of the cluster's {has:g} CPUs are free"
+        )
+        if time.monotonic() - started >= _GIVE_UP_S:
+            raise ClusterError(f"{what}: other jobs may hold them, or a node may hang")
+        say(f"waiting: {what}")
 
 
 def wants_cluster(address: str | None) -> bool:

@@ -169,6 +169,9 @@ def test_the_ray_job_ends_and_announces_its_pods_end():
     command = container["lifecycle"]["preStop"]["exec"]["command"][-1]
     (seconds,) = re.findall(r"drain_on_notice\.py .*--seconds (\d+)", command)
     assert int(seconds) < pod["terminationGracePeriodSeconds"] <= 120
+    # Pods whose head went first do not wait for it with their GPUs.
+    (head_seconds,) = re.findall(r" --head-seconds (\d+)", command)
+    assert int(head_seconds) <= 15
     assert "/dev/shm" in {mount["mountPath"] for mount in container["volumeMounts"]}
 
 

@@ -4,6 +4,7 @@ import json
 import secrets
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -101,6 +102,14 @@ def test_a_head_that_does_not_answer_is_asked_until_the_time_is_up():
     with pytest.raises(ClusterError, match=r"the head at 127\.0\.0\.1:1 does not answer"):
         notices.drain("127.0.0.1:1", notices.Notice("test", 2), say=told.append)
     assert 1 <= len(told) <= 2
+
+
+def test_a_head_that_has_gone_does_not_hold_a_machine_that_goes_too():
+    started, told = time.monotonic(), []
+    with pytest.raises(ClusterError, match=r"the head at 127\.0\.0\.1:1 does not answer"):
+        notices.drain("127.0.0.1:1", notices.Notice("test", 100), head_s=1.5, say=told.append)
+    assert time.monotonic() - started < 10
+    assert told
 
 
 @pytest.mark.parametrize("given", ["http://127.0.0.1:8265", "127.0.0.1", "nowhere.invalid"])

@@ -25,6 +25,7 @@ from sr4ir_dist.data.schema import DatasetError
 from sr4ir_dist.networks.pretrained import WeightsError
 from sr4ir_dist.training import launch
 from sr4ir_dist.training.capacity import Resources, check_resources, wait_for_room
+from sr4ir_dist.training.node_request import NodeRequest
 from sr4ir_dist.training.plan import Plan, make_plan
 from sr4ir_dist.training.run_queue import Order, Outcome, RunQueue
 from sr4ir_dist.training.saving import shared
@@ -151,7 +152,8 @@ def _keep(job: LaneJob, folder: str, say: Callable[[str], None]) -> None:
     while ray.get(queue.is_open.remote()) and failures <= job.resources.max_failures:
         counts = True
         try:
-            given = wait_for_room(job.resources, say)
+            with NodeRequest() as request:
+                given = wait_for_room(job.resources, say, request)
             place = storage.join(folder, f"{job.lane}-{uuid.uuid4().hex[:4]}")
             trainer = launch.make_trainer(run_lane, job, given, folder=place)
             result = launch.fit(trainer, f"lane {job.lane}")

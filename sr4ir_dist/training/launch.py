@@ -16,8 +16,9 @@ from ray.exceptions import RayActorError
 from sr4ir_dist import checkpoint, recipes, retention, storage
 from sr4ir_dist.config import ExperimentError
 from sr4ir_dist.training.build import make_task
-from sr4ir_dist.training.capacity import Resources, check_resources, wait_for_room
+from sr4ir_dist.training.capacity import Resources, least, wait_for_room
 from sr4ir_dist.training.network import SettledTorchConfig
+from sr4ir_dist.training.node_request import NodeRequest
 from sr4ir_dist.training.observers import load_callback
 from sr4ir_dist.training.plan import RESULT, EvaluationRequest, Plan
 from sr4ir_dist.training.views import cut
@@ -96,7 +97,7 @@ def train(
     done = finished_result(plan)
     if done is not None:
         return done
-    check_shares(plan, resources.workers)
+    check_shares(plan, resources.workers, least(resources))
     for name in observers:
         load_callback(name)
     job = Job(
@@ -107,12 +108,25 @@ def train(
         awaited=callback is not None,
         observers=tuple(observers),
     )
-    callbacks = [] if callback is None else [callback]
+    with NodeRequest() as request:
+        result = _see_through(job, [] if callback is None else [callback], request, say)
+    release_starts(plan)
+    return result
+
+
+def _see_through(
+    job: Job,
+    callbacks: Sequence[ray.train.UserCallback],
+    request: NodeRequest,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Start workers again and again, until the run has a result or does not come further."""
+    plan, resources = job.plan, job.resources
     left: set[str] = set()
     failures = 0
     newest = checkpoint.newest_first(plan.run_uri)[:1]
     while True:
-        given = wait_for_room(resources, say, left)
+        given = wait_for_room(resources, say, request, left)
         # Later rounds go on as this one does, and a node that was lost gets time to come back.
         wait_s = max(resources.wait_s, resources.rank_timeout_s)
         resources = replace(resources, cpus=given.cpus, gpu=given.gpu, wait_s=wait_s)
@@ -134,12 +148,10 @@ def train(
             say(f"{error}; starting again ({failures} of {resources.max_failures} times)")
             continue
         if LEFT not in result:
-            break
+            return result
         left.update(result[LEFT])
         nodes = ", ".join(result[LEFT])
         say(f"node {nodes} goes: going on elsewhere" if nodes else "going on with more workers")
-    release_starts(plan)
-    return result
 
 
 def hold_starts(plan: Plan) -> None:
@@ -193,7 +205,8 @@ def evaluate(
         storage_uri = checkpoints[0].rpartition("/")[0]
     storage_uri = storage.absolute(storage_uri)
     storage.check_writable(storage_uri)
-    given = check_resources(resources)
+    with NodeRequest() as request:
+        given = wait_for_room(resources, print, request)
     folder = storage.join(storage_uri, f"evaluation-{uuid.uuid4().hex[:8]}")
     job = EvaluationJob(tuple(requests), given, local(cache_dir))
     trainer = make_trainer(evaluate_worker, job, given, folder=folder)
@@ -279,8 +292,13 @@ def fit(trainer: ray.train.torch.TorchTrainer, what: str) -> dict[str, Any]:
     return result
 
 
-def check_shares(plan: Plan, workers: int) -> None:
+def check_shares(plan: Plan, workers: int, fewest: int | None = None) -> None:
     """Check that each worker has images of its own, and batch norm enough of them.
+
+    Args:
+        plan: the run.
+        workers: ranks.
+        fewest: ranks that the run may shrink to; passes of `micro_batch` hold fewer images then.
 
     Raises:
         ExperimentError: it is not so, which else would show in the middle of an epoch.
@@ -294,15 +312,15 @@ def check_shares(plan: Plan, workers: int) -> None:
     experiment, task = plan.experiment, make_task(plan.experiment)
     if task is None or "task" not in recipes.get(experiment.recipe).updates:
         return
-    local = experiment.batch_norm == "local"
-    images = _smallest_pass(plan, workers, local=local)
-    if images < task.min_images:
+    local, micro_batch = experiment.batch_norm == "local", experiment.micro_batch
+    for count in range(workers, max(1, fewest or workers) - 1, -1):
+        if _smallest_pass(plan, count, local=local) >= task.min_images:
+            continue
         raise ExperimentError(
             f"batch_size={experiment.batch_size} leaves a step of {plan.smallest_step} images"
-            f"{f' on {workers} workers' if local else ''}"
-            f"{_in_passes(experiment.micro_batch)}; {experiment.name} needs "
-            f"{task.min_images}{' on each' if local else ''}, for its batch norm: choose another "
-            "batch_size"
+            f"{f' on {count} workers' if local or micro_batch else ''}{_in_passes(micro_batch)}; "
+            f"{experiment.name} needs {task.min_images}{' on each' if local else ''}, for its "
+            f"batch norm: choose another batch_size{' or micro_batch' if micro_batch else ''}"
         )
 
 

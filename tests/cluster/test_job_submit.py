@@ -288,8 +288,13 @@ def test_a_stopped_job_goes_on_by_the_same_command(
     repository: Path,
     train_command: Callable[..., list[str]],
 ):
-    runs, every = f"{s3()}/runs", 5
-    _, *arguments = train_command(drawn, runs, "--set", "epochs=40")
+    # 180 steps, of which each is told, and no checkpoints but every so many of them.
+    runs, every, total = f"{s3()}/runs", 60, 180
+    words = ["epochs=15", f"checkpoint.every_steps={every}", "checkpoint.every_epochs=100"]
+    words = [
+        word for setting in (*words, "evaluation.every_epochs=100") for word in ("--set", setting)
+    ]
+    _, *arguments = train_command(drawn, runs, *words, "--log-every", "1")
 
     def job(*words: str) -> subprocess.CompletedProcess[str]:
         verb, *others = words
@@ -300,31 +305,35 @@ def test_a_stopped_job_goes_on_by_the_same_command(
         words = ("--working-dir", ".", "--submission-id", name, *settings, "--", "python")
         return job("submit", *words, "jobs/train.py", "drawn_cls/edsr-x4/sr4ir", *arguments)
 
+    def steps(name: str) -> list[int]:
+        told = job("logs", name).stdout
+        return [int(step) for step in re.findall(rf"step (\d+)/{total} .* images/s", told)]
+
     begun = submit("stopped", "--no-wait")
     assert begun.returncode == 0, head.told(begun)
     deadline = time.monotonic() + 300
-    while not (published := published_steps(runs)) or published[-1] < 2 * every:
+    while not published_steps(runs):
         assert time.monotonic() < deadline, job("logs", "stopped").stdout
         time.sleep(0.2)
     stopped_at = time.monotonic()
     assert job("stop", "stopped").returncode == 0
     assert time.monotonic() - stopped_at < 30
     assert "STOPPED" in job("status", "stopped").stdout.upper()
-    lines = job("logs", "stopped").stdout
-    assert re.search(r"epoch 1  step 10/480 .* images/s", lines)
     # Nothing of it is left that could write.
     wait_for_no_workers(head)
     last = published_steps(runs)[-1]
+    assert last % every == 0
+    reached = steps("stopped")[-1]
 
-    again = submit("continued", "--no-wait")
+    again = submit("continued")
     assert again.returncode == 0, head.told(again)
-    while not (found := re.search(r"continuing after step (\d+)", job("logs", "continued").stdout)):
-        assert time.monotonic() < deadline, head.told(job("logs", "continued"))
-        time.sleep(0.5)
-    assert int(found[1]) == last
-    reached = [int(step) for step in re.findall(r"step (\d+)/480", lines)]
-    assert last >= max(reached) - every - 10  # lines come every 10 steps
-    job("stop", "continued")
+    (found,) = re.findall(r"continuing after step (\d+)", job("logs", "continued").stdout)
+    assert int(found) == last
+    # Every step that is done again is of the last interval, and the rest follows.
+    assert 0 <= reached - last <= every
+    assert steps("continued")[0] == last + 1
+    assert published_steps(runs)[-1] == total
+    assert "SUCCEEDED" in job("status", "continued").stdout.upper()
 
 
 def published_steps(runs: str) -> list[int]:

@@ -1,12 +1,15 @@
 """Conversion and verification by the tasks of a Ray cluster."""
 
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from sr4ir_dist import parallel
 from sr4ir_dist.data.convert import CONVERTERS
@@ -68,3 +71,23 @@ def test_a_bad_row_ends_it_with_its_own_error(source: Source, tmp_path: Path):
     told: list[str] = []
     convert_drawn(source, tmp_path / "out", run=parallel.on_cluster(), say=told.append)
     assert told[0].startswith("continuing: ")
+
+
+def test_tasks_that_find_no_cpus_say_so_and_give_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parallel, "_TELL_EVERY_S", 0.5)
+    monkeypatch.setattr(parallel, "_GIVE_UP_S", 5.0)
+    told: list[str] = []
+    held = placement_group([{"CPU": 4}])
+    try:
+        ray.get(held.ready(), timeout=60)
+        run = parallel.on_cluster(told.append)
+        with pytest.raises(parallel.ClusterError, match="none of 3 tasks .* other jobs may hold"):
+            list(run(abs, range(3)))
+    finally:
+        remove_placement_group(held)
+    assert re.match(
+        r"waiting: none of 3 tasks of 1 CPU has ended for \d+ s; \d of the cluster's 4 CPUs",
+        told[0],
+    )
+    monkeypatch.undo()
+    assert sorted(parallel.on_cluster()(abs, range(3))) == [0, 1, 2]

@@ -169,11 +169,11 @@ def test_a_backbones_file_starts_segmentation(data, tmp_path):
 
 
 def test_steps_that_batch_norm_cannot_take_are_refused_before_a_worker_starts(data, tmp_path):
-    def train(*settings, workers=1):
+    def train(*settings, workers=1, least=None):
         small = ["data.resize=32", "data.crop=32", *settings]
         experiment = override(experiments.make("drawn_seg/h2t"), small)
         plan = make_plan(experiment, data=data, storage_uri=str(tmp_path))
-        launch.train(plan, launch.Resources(workers=workers))
+        launch.train(plan, launch.Resources(workers=workers, least=least))
 
     with pytest.raises(ExperimentError, match="batch_size=7 leaves a step of 1 images; .* needs 2"):
         train("batch_size=7")
@@ -181,6 +181,9 @@ def test_steps_that_batch_norm_cannot_take_are_refused_before_a_worker_starts(da
         train("batch_size=4", "batch_norm=local", workers=4)
     with pytest.raises(ExperimentError, match="a step of 3 images on 4 workers"):
         train("batch_size=5", "batch_norm=local", workers=4)
+    # Two workers' passes hold two images together; the one that may be left has one in each.
+    with pytest.raises(ExperimentError, match="4 images on 1 workers in passes of micro_batch=1;"):
+        train("batch_size=4", "micro_batch=1", workers=2, least=1)
     experiment = override(experiments.make("drawn_det/h2t"), ["batch_size=9"])
     with pytest.raises(ExperimentError, match="batch_size=9 exceeds the 8 training images"):
         make_plan(experiment, data=data, storage_uri=str(tmp_path))
