@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -264,6 +265,26 @@ def test_another_checkpoint_input_or_option_is_refused(published, photos, tmp_pa
         options = {"uri": uri, "source": str(photos), "out": str(out)} | changed
         with pytest.raises(PredictionError, match=f"has predictions of another kind: .*{message}"):
             make_plan(**options)
+
+
+def test_other_images_of_the_same_names_are_another_input(published, photos, tmp_path):
+    uri, _ = published("drawn_cls/x4/l2t")
+    days = [tmp_path / "day1", tmp_path / "day2"]
+    for day in days:
+        shutil.copytree(photos, day)
+    (tmp_path / "listed.txt").write_text("day1/a/0.png")
+    sources = [*map(str, days), str(tmp_path / "listed.txt"), str(days[0] / "a" / "0.png")]
+    for number, source in enumerate(sources):
+        make_plan(uri, source, str(tmp_path / f"out{number}"))
+        make_plan(uri, source, str(tmp_path / f"out{number}"))
+    with pytest.raises(PredictionError, match=r"another kind: .*input .*day1, not .*day2\."):
+        make_plan(uri, sources[1], str(tmp_path / "out0"))
+    # Of equal size: the time at which it was written tells.
+    image = days[0] / "a" / "0.png"
+    image.write_bytes(image.read_bytes()[::-1])
+    for number in (0, 2, 3):
+        with pytest.raises(PredictionError, match=r"input .* has changed since\."):
+            make_plan(uri, sources[number], str(tmp_path / f"out{number}"))
 
 
 def test_what_can_never_be_is_refused_before_anything_is_written(published, photos, tmp_path):
