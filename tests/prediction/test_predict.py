@@ -334,6 +334,21 @@ def test_classes_without_names_are_numbered(published, photos, tmp_path, drawn_d
     assert plan.classes == NAMES
 
 
+def test_where_no_image_can_be_read_the_tables_are_there_and_empty(published, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "broken.png").write_bytes(b"not an image")
+    for name, table in (("drawn_cls/x4/l2t", "scores.csv"), ("drawn_det/edsr-x4/sr4ir", None)):
+        uri, _ = published(name)
+        summary = predict_here(uri, tmp_path / "in", out := tmp_path / name)
+        assert (summary["predicted"], summary["skipped"]) == (0, 1)
+        if table is None:
+            boxes = json.loads((out / "boxes.json").read_text())
+            assert (boxes["images"], boxes["annotations"]) == ([], [])
+        else:
+            header = "image,class,name," + ",".join(NAMES)
+            assert (out / table).read_text() == f"{header}\n"
+
+
 def test_parts_depend_on_the_images_alone():
     assert [len(part.images) for part in cut_into_parts(list(range(10)))] == [1] * 10
     assert [len(part.images) for part in cut_into_parts(list(range(130)))] == [3] * 43 + [1]
