@@ -12,6 +12,9 @@ from sr4ir_dist.reproduction.orders import Orders
 from sr4ir_dist.reproduction.tables import Cell, Table
 from sr4ir_dist.training.run_queue import Outcome
 
+WAITING = "measured when all runs are done"
+"""Why there is no figure yet of a run that is done."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -72,7 +75,8 @@ def fill(
         cells = []
         for column, cell in zip(table.columns, row.cells, strict=True):
             found = [outcomes.get(orders.of[cell.experiment, seed]) for seed in seeds]
-            cells.append(_cell(cell, column.figures, found))
+            filled_cell = _cell(cell, column.figures, found, measured=table.measured)
+            cells.append(filled_cell)
             for outcome in found:
                 if outcome is not None and outcome.result is not None:
                     told += outcome.result.get("notes", ())
@@ -81,14 +85,18 @@ def fill(
     return replace(filled, notes=(*dict.fromkeys(told), *_orders_of_rows(filled)))
 
 
-def _cell(cell: Cell, metrics: Sequence[str], outcomes: Sequence[Outcome | None]) -> FilledCell:
-    reported = paper.figures(cell.paper)
+def _cell(
+    cell: Cell, metrics: Sequence[str], outcomes: Sequence[Outcome | None], *, measured: bool
+) -> FilledCell:
+    reported = {} if measured else paper.figures(cell.paper)
     whys = dict.fromkeys(
         outcome.why if outcome is not None else "not run yet"
         for outcome in outcomes
         if outcome is None or outcome.kind != "done"
     )
     results = [o.result for o in outcomes if o is not None and o.result is not None]
+    if measured:
+        results, whys = [], whys or {WAITING: WAITING}
     ours = over_seeds(results) if results else {}
     figures = []
     for metric in metrics:

@@ -10,6 +10,7 @@ from sr4ir_dist.config import Experiment, ExperimentError
 from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.reproduction.filled import Filled, fill
 from sr4ir_dist.reproduction.orders import Orders, make_orders
+from sr4ir_dist.reproduction.studies import Study
 from sr4ir_dist.reproduction.tables import Table
 from sr4ir_dist.reproduction.written import write_table
 from sr4ir_dist.training.capacity import Resources
@@ -29,7 +30,7 @@ class Reproduction:
         seeds: each cell is run with each; None is the experiment's own.
         pretrain: SR networks start from one trained on the same data.
         notes: what is to be known of the settings.
-        finish: completes the table when its runs are done, by their URIs.
+        study: measures the runs when they are done, for tables that need it.
     """
 
     table: Table
@@ -39,18 +40,20 @@ class Reproduction:
     seeds: tuple[int | None, ...] = (None,)
     pretrain: bool = False
     notes: tuple[str, ...] = ()
-    finish: Callable[[Filled, Mapping[str, str], Resources], Filled] | None = None
+    study: Study | None = None
 
 
 def plan(request: Reproduction) -> Orders:
-    """Check the datasets and list the runs, before any worker starts.
+    """Check datasets and benchmarks and list the runs, before any worker starts.
 
     Raises:
-        ValueError: a dataset is not there, or an experiment cannot be made.
+        ValueError: a dataset or benchmark is not there, or an experiment cannot be made.
     """
     for key in {cell.data for row in request.table.rows for cell in row.cells}:
         for split in ("train", "val"):
             open_split(request.data[key], split)
+    if request.study is not None:
+        request.study.check()
     storage.check_writable(storage.absolute(request.storage_uri))
     return make_orders(
         request.table,
@@ -106,8 +109,8 @@ def reproduce(
         settled=settled,
     )
     filled = fill(request.table, orders, outcomes, request.seeds, request.notes)
-    if request.finish is not None:
-        filled = request.finish(filled, _runs(request, orders, outcomes), resources)
+    if request.study is not None:
+        filled = request.study.finish(filled, _runs(request, orders, outcomes), resources)
     failed = [
         orders.runs[number].experiment.name
         for number, outcome in outcomes.items()

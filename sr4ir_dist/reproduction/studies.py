@@ -9,7 +9,7 @@ from sr4ir_dist import experiments
 from sr4ir_dist.analysis import efficiency, judged, sr_benchmarks
 from sr4ir_dist.analysis.loaded import load
 from sr4ir_dist.config import ExperimentError
-from sr4ir_dist.reproduction.filled import Figure, Filled, FilledCell
+from sr4ir_dist.reproduction.filled import WAITING, Figure, Filled, FilledCell
 from sr4ir_dist.reproduction.tables import (
     NETWORKS,
     Cell,
@@ -57,6 +57,17 @@ class Study:
     table: Table
     data: Mapping[str, str]
     benchmarks: Mapping[str, str]
+
+    def check(self) -> None:
+        """See that what the runs will be measured on is there.
+
+        Raises:
+            ExperimentError: a folder is no benchmark, or lacks LR images of some of its HR images.
+            StorageError: the storage did not answer.
+        """
+        for folder in self.benchmarks.values():
+            scale = experiments.make(self.table.rows[0].cells[0].experiment).scale
+            sr_benchmarks.check(folder, scale)
 
     def finish(self, filled: Filled, runs: Mapping[str, str], resources: Resources) -> Filled:
         """Measure the runs, by the names of their experiments, and fill the table's cells."""
@@ -119,13 +130,14 @@ def _layout_s4(data: Collection[str], size: str) -> Study:
     network = NETWORKS[size.split("-")[0]]
     rows = tuple(Row(f"SR network of {key}", f"{network} of SR4IR", cells) for key in at.values())
     notes.append("Task networks are SR4IR's; SR networks are exchanged, nothing is trained again.")
-    return Study(Table("tableS4", TITLES["tableS4"], columns, rows, tuple(notes)), at, {})
+    table = Table("tableS4", TITLES["tableS4"], columns, rows, tuple(notes), measured=True)
+    return Study(table, at, {})
 
 
 def _layout_s6(data: Collection[str], scale: int, sr: str, benchmarks: Mapping[str, str]) -> Study:
     if not benchmarks:
         raise ExperimentError(f"{TITLES['tableS6']} needs --benchmark NAME=FOLDER, such as Set5")
-    at, notes = placed(TITLES["tableS6"], tuple(_TASKS) + ("cub200",), data)
+    at, notes = placed(TITLES["tableS6"], (*_TASKS, "cub200"), data)
     key = next(iter(at.values()))
     first = "folder_sr" if "folder_sr" in data else key
     names = {"pretrain": f"{first}/{sr}-x{scale}/pretrain", "sr4ir": f"{key}/{sr}-x{scale}/sr4ir"}
@@ -134,12 +146,12 @@ def _layout_s6(data: Collection[str], scale: int, sr: str, benchmarks: Mapping[s
         for recipe, name in names.items()
     )
     columns = tuple(Column(name, ("psnr", "ssim", "ssim_rgb")) for name in benchmarks)
-    notes = [
+    notes += [
         "PSNR and SSIM on luma with as many border pixels cut as the scale, SSIM also on RGB.",
         "The paper's SSIMs seem to be on RGB; its networks: EDSR-baseline on DIV2K, and that of "
         "SR4IR for a task that it does not name.",
     ]
-    table = Table("tableS6", TITLES["tableS6"], columns, rows, tuple(notes))
+    table = Table("tableS6", TITLES["tableS6"], columns, rows, tuple(notes), measured=True)
     return Study(table, at, dict(benchmarks))
 
 
@@ -181,15 +193,15 @@ def _cross_task(
     rows = []
     for sr_slot, sr in zip(slots, names, strict=True):
         cells = []
-        for column, slot, task, cell in zip(
-            filled.table.columns, slots, names, filled.cells[0], strict=True
-        ):
+        for column, slot, task in zip(filled.table.columns, slots, names, strict=True):
             metric = column.figures[0]
             mean = found[sr, task][metric] if (sr, task) in found else None
             same = data[slot] == slot and data[sr_slot] == sr_slot
             paper = judged.PAPER_CROSS_TASK[_TASKS[sr_slot], _TASKS[slot]]
             figure = _figure(metric, mean, paper, comparable=same)
-            why = cell.why if mean is None else ""
+            # Of both runs, one of which may be at fault.
+            whys = (filled.cells[0][names.index(name)].why for name in (sr, task))
+            why = _reasons(*whys) if mean is None else ""
             cells.append(FilledCell(f"{sr} for {task}", (figure,), why))
         rows.append(tuple(cells))
     return replace(filled, cells=tuple(rows))
@@ -207,6 +219,7 @@ def _on_benchmarks(
         for score in sr_benchmarks.score(networks, benchmarks)
     }
     rows = []
+    whys = {row[0].experiment: _reasons(row[0].why) for row in filled.cells}
     for name, recipe in [*names.items(), ("bicubic", "")]:
         cells = []
         for benchmark in benchmarks:
@@ -218,7 +231,7 @@ def _on_benchmarks(
                     ("psnr", "ssim", "ssim_rgb"), (paper[0], None, paper[1]), strict=True
                 )
             ]
-            cells.append(FilledCell(name, tuple(figures), "" if score else "not trained"))
+            cells.append(FilledCell(name, tuple(figures), "" if score else whys[name]))
         rows.append(tuple(cells))
     bicubic = Row("bicubic", "-", (Cell("bicubic", ""),) * len(benchmarks))
     lr = [f"{each.benchmark}'s LR images: {each.lr}" for each in scores.values()]
@@ -228,6 +241,10 @@ def _on_benchmarks(
         cells=tuple(rows),
         notes=(*filled.notes, *dict.fromkeys(lr)),
     )
+
+
+def _reasons(*whys: str) -> str:
+    return "; ".join(dict.fromkeys(why for why in whys if why and why != WAITING))
 
 
 def _figure(

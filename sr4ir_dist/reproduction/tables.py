@@ -161,13 +161,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table to be run: the part of a layout that was asked for, on the data that is there."""
+    """A table to be run: the part of a layout that was asked for, on the data that is there.
+
+    Attributes:
+        name: its name.
+        title: the paper's number and subject.
+        columns: its columns.
+        rows: its rows, with a cell for each column.
+        notes: what is to be known of it.
+        measured: what runs report of themselves is no figure of it; all are measured afterwards.
+    """
 
     name: str
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    measured: bool = False
 
 
 def make_table(
