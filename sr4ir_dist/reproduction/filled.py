@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 from sr4ir_dist.analysis import paper
-from sr4ir_dist.analysis.seeds import over_seeds
 from sr4ir_dist.reproduction.orders import Orders
 from sr4ir_dist.reproduction.tables import Cell, Table
 from sr4ir_dist.training.run_queue import Outcome
@@ -26,6 +26,7 @@ class Figure:
         std: its spread over the seeds (n - 1 in the denominator); None for a single run.
         paper: the paper's, where it reports one.
         difference: ours less the paper's; None where the data or the scale is not the paper's.
+        runs: how many runs ours is of, which may be fewer than there are seeds.
     """
 
     metric: str
@@ -33,6 +34,7 @@ class Figure:
     std: float | None
     paper: float | None
     difference: float | None
+    runs: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,17 +99,29 @@ def _cell(
     results = [o.result for o in outcomes if o is not None and o.result is not None]
     if measured:
         results, whys = [], whys or {WAITING: WAITING}
-    ours = over_seeds(results) if results else {}
+    comparable = cell.experiment == cell.paper
     figures = []
     for metric in metrics:
-        mean = ours[metric]["mean"] if metric in ours else None
-        std = ours[metric]["std"] if metric in ours and len(results) > 1 else None
-        theirs = reported.get(metric)
-        difference = None
-        if mean is not None and theirs is not None and cell.experiment == cell.paper:
-            difference = mean - theirs
-        figures.append(Figure(metric, mean, std, theirs, difference))
+        ours = [r["metrics"][metric] for r in results if metric in r["metrics"]]
+        figures.append(figure(metric, ours, reported.get(metric), comparable=comparable))
     return FilledCell(cell.experiment, tuple(figures), "; ".join(whys))
+
+
+def figure(
+    metric: str, ours: Sequence[float], paper: float | None, *, comparable: bool = True
+) -> Figure:
+    """A figure of some runs beside the paper's.
+
+    Args:
+        metric: its name.
+        ours: of each run.
+        paper: the paper's, where it reports one.
+        comparable: the setting is the paper's, so that a difference says something.
+    """
+    mean = statistics.fmean(ours) if ours else None
+    std = statistics.stdev(ours) if len(ours) > 1 else None
+    difference = None if mean is None or paper is None or not comparable else mean - paper
+    return Figure(metric, mean, std, paper, difference, len(ours))
 
 
 def _orders_of_rows(filled: Filled) -> list[str]:

@@ -80,7 +80,10 @@ def make_orders(
             uri = storage.absolute(data[cell.data])
             for seed in seeds:
                 experiment = make(cell.experiment)
-                if seed is not None:
+                # A network to start from is the one that the others start from, whatever their
+                # seed: that of another seed would be trained for nothing.
+                shared = pretrain and experiment.recipe == "pretrain"
+                if seed is not None and not shared:
                     experiment = override(experiment, [f"seed={seed}"])
                 if pretrain and experiment.sr is not None and experiment.recipe != "pretrain":
                     first = _pretraining(experiment, make)

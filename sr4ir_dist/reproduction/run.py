@@ -10,7 +10,7 @@ from sr4ir_dist.config import Experiment, ExperimentError
 from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.reproduction.filled import Filled, fill
 from sr4ir_dist.reproduction.orders import Orders, make_orders
-from sr4ir_dist.reproduction.studies import Study
+from sr4ir_dist.reproduction.studies import Runs, Study
 from sr4ir_dist.reproduction.tables import Table
 from sr4ir_dist.reproduction.written import write_table
 from sr4ir_dist.training.capacity import Resources
@@ -119,13 +119,15 @@ def reproduce(
     return filled, write_table(filled, folder), failed
 
 
-def _runs(request: Reproduction, orders: Orders, outcomes: Mapping[int, Outcome]) -> dict[str, str]:
-    """The URI of the run with the first seed, of each experiment of the table that is done."""
-    runs = {}
-    for (name, seed), number in orders.of.items():
-        result = outcomes[number].result
-        if seed == request.seeds[0] and result is not None:
-            runs[name] = result["run_uri"]
+def _runs(request: Reproduction, orders: Orders, outcomes: Mapping[int, Outcome]) -> Runs:
+    """Of each seed, the URI of each experiment's run that is done."""
+    runs: list[dict[str, str]] = []
+    for wanted in request.seeds:
+        runs.append({})
+        for (name, seed), number in orders.of.items():
+            result = outcomes[number].result
+            if seed == wanted and result is not None:
+                runs[-1][name] = result["run_uri"]
     return runs
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sr4ir_dist import experiments
 from sr4ir_dist.analysis import efficiency, judged, sr_benchmarks
 from sr4ir_dist.analysis.loaded import load
 from sr4ir_dist.config import ExperimentError
-from sr4ir_dist.reproduction.filled import WAITING, Figure, Filled, FilledCell
+from sr4ir_dist.reproduction.filled import WAITING, Filled, FilledCell, figure
 from sr4ir_dist.reproduction.tables import (
     NETWORKS,
     Cell,
@@ -30,6 +31,9 @@ TITLES = {
 }
 _TASKS = {"voc_seg": "seg", "voc_det": "det", "cars": "cls"}
 _COSTS = ("parameters", "gflops", "memory_mb", "training_hours", "images_per_second")
+
+Runs = Sequence[Mapping[str, str]]
+"""Of each seed, the URIs of runs by the names of their experiments."""
 
 PAPER_BENCHMARKS = {
     "pretrain": {
@@ -69,8 +73,8 @@ class Study:
             scale = experiments.make(self.table.rows[0].cells[0].experiment).scale
             sr_benchmarks.check(folder, scale)
 
-    def finish(self, filled: Filled, runs: Mapping[str, str], resources: Resources) -> Filled:
-        """Measure the runs, by the names of their experiments, and fill the table's cells."""
+    def finish(self, filled: Filled, runs: Runs, resources: Resources) -> Filled:
+        """Measure the runs that are done, and fill the table's cells."""
         if self.table.name == "tableS3":
             return _with_costs(filled, runs)
         if self.table.name == "tableS4":
@@ -155,86 +159,85 @@ def _layout_s6(data: Collection[str], scale: int, sr: str, benchmarks: Mapping[s
     return Study(table, at, dict(benchmarks))
 
 
-def _with_costs(filled: Filled, runs: Mapping[str, str]) -> Filled:
+def _with_costs(filled: Filled, runs: Runs) -> Filled:
+    """Of one run of each experiment: another seed costs the same."""
+    first = {name: uri for of_seed in reversed(runs) for name, uri in of_seed.items()}
     rows = []
     for row, (cell,) in zip(filled.table.rows, filled.cells, strict=True):
         name = cell.experiment
-        if name in runs:
-            cost = efficiency.measure({name: runs[name]})[name]
+        if name in first:
+            cost = efficiency.measure({name: first[name]})[name]
             paper = efficiency.PAPER.get(row.cells[0].paper, {})
-            figures = [
-                _figure(metric, getattr(cost, metric), paper.get(metric)) for metric in _COSTS
-            ]
-            figures = [_in_millions(f) if f.metric == "parameters" else f for f in figures]
-            cell = replace(cell, figures=(cell.figures[0], *figures))
+            costs = []
+            for metric in _COSTS:
+                ours, theirs = getattr(cost, metric), paper.get(metric)
+                if metric == "parameters":
+                    ours, theirs = ours / 1e6, None if theirs is None else theirs / 1e6
+                costs.append(figure(metric, [] if ours is None else [ours], theirs))
+            cell = replace(cell, figures=(cell.figures[0], *costs))
         rows.append((cell,))
     return replace(filled, cells=tuple(rows))
 
 
-def _in_millions(figure: Figure) -> Figure:
-    def part(value: float | None) -> float | None:
-        return None if value is None else value / 1e6
-
-    return Figure(
-        figure.metric, part(figure.mean), None, part(figure.paper), part(figure.difference)
-    )
-
-
 def _cross_task(
-    filled: Filled, runs: Mapping[str, str], data: Mapping[str, str], resources: Resources
+    filled: Filled, runs: Runs, data: Mapping[str, str], resources: Resources
 ) -> Filled:
     names = [cell.experiment for cell in filled.table.rows[0].cells]
     slots = list(data)
-    done = {name: runs[name] for name in names if name in runs}
-    if not done:
+    requests = {}
+    for number, of_seed in enumerate(runs):
+        done = {name: of_seed[name] for name in names if name in of_seed}
+        for key, request in judged.cross_task(done).items():
+            requests[number, *key] = request
+    if not requests:
         return filled
-    requests = judged.cross_task(done)
-    found = dict(zip(requests, launch.evaluate(list(requests.values()), resources), strict=True))
+    found: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
+    figures = launch.evaluate(list(requests.values()), resources)
+    for (_, sr, task), each in zip(requests, figures, strict=True):
+        found[sr, task].append(each)
     rows = []
     for sr_slot, sr in zip(slots, names, strict=True):
         cells = []
         for column, slot, task in zip(filled.table.columns, slots, names, strict=True):
             metric = column.figures[0]
-            mean = found[sr, task][metric] if (sr, task) in found else None
+            ours = [each[metric] for each in found[sr, task]]
             same = data[slot] == slot and data[sr_slot] == sr_slot
             paper = judged.PAPER_CROSS_TASK[_TASKS[sr_slot], _TASKS[slot]]
-            figure = _figure(metric, mean, paper, comparable=same)
             # Of both runs, one of which may be at fault.
-            whys = (filled.cells[0][names.index(name)].why for name in (sr, task))
-            why = _reasons(*whys) if mean is None else ""
-            cells.append(FilledCell(f"{sr} for {task}", (figure,), why))
+            why = _reasons(*(filled.cells[0][names.index(name)].why for name in (sr, task)))
+            entry = figure(metric, ours, paper, comparable=same)
+            cells.append(FilledCell(f"{sr} for {task}", (entry,), why))
         rows.append(tuple(cells))
     return replace(filled, cells=tuple(rows))
 
 
-def _on_benchmarks(
-    filled: Filled, runs: Mapping[str, str], benchmarks: Mapping[str, str]
-) -> Filled:
+def _on_benchmarks(filled: Filled, runs: Runs, benchmarks: Mapping[str, str]) -> Filled:
     names = {row.cells[0].experiment: row.cells[0].paper for row in filled.table.rows}
-    networks = {name: load(runs[name]) for name in names if name in runs}
-    if not networks:
+    # A run that several seeds share is one run.
+    of = {uri: name for of_seed in runs for name, uri in of_seed.items() if name in names}
+    if not of:
         return filled
-    scores = {
-        (score.network, score.benchmark): score
-        for score in sr_benchmarks.score(networks, benchmarks)
-    }
+    networks = {uri: load(uri) for uri in of}
+    found: dict[tuple[str, str], list[sr_benchmarks.Score]] = defaultdict(list)
+    scores = sr_benchmarks.score(networks, benchmarks)
+    for each in scores:
+        found[of.get(each.network, each.network), each.benchmark].append(each)
     rows = []
     whys = {row[0].experiment: _reasons(row[0].why) for row in filled.cells}
     for name, recipe in [*names.items(), ("bicubic", "")]:
         cells = []
         for benchmark in benchmarks:
-            paper = PAPER_BENCHMARKS.get(recipe, {}).get(benchmark, (None, None))
-            score = scores.get((name, benchmark))
+            psnr, ssim = PAPER_BENCHMARKS.get(recipe, {}).get(benchmark, (None, None))
             figures = [
-                _figure(metric, None if score is None else getattr(score, metric), theirs)
-                for metric, theirs in zip(
-                    ("psnr", "ssim", "ssim_rgb"), (paper[0], None, paper[1]), strict=True
-                )
+                figure(metric, [getattr(each, metric) for each in found[name, benchmark]], theirs)
+                for metric, theirs in (("psnr", psnr), ("ssim", None), ("ssim_rgb", ssim))
             ]
-            cells.append(FilledCell(name, tuple(figures), "" if score else whys[name]))
+            if name == "bicubic":
+                figures = [replace(each, runs=0) for each in figures]
+            cells.append(FilledCell(name, tuple(figures), whys.get(name, "")))
         rows.append(tuple(cells))
     bicubic = Row("bicubic", "-", (Cell("bicubic", ""),) * len(benchmarks))
-    lr = [f"{each.benchmark}'s LR images: {each.lr}" for each in scores.values()]
+    lr = [f"{each.benchmark}'s LR images: {each.lr}" for each in scores]
     return replace(
         filled,
         table=replace(filled.table, rows=(*filled.table.rows, bicubic)),
@@ -245,10 +248,3 @@ def _on_benchmarks(
 
 def _reasons(*whys: str) -> str:
     return "; ".join(dict.fromkeys(why for why in whys if why and why != WAITING))
-
-
-def _figure(
-    metric: str, mean: float | None, paper: float | None, *, comparable: bool = True
-) -> Figure:
-    difference = None if mean is None or paper is None or not comparable else mean - paper
-    return Figure(metric, mean, None, paper, difference)

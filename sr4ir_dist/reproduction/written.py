@@ -99,7 +99,7 @@ def as_csv(filled: Filled) -> str:
     for row, cells in zip(table.rows, filled.cells, strict=True):
         for column, cell in zip(table.columns, cells, strict=True):
             for figure in cell.figures:
-                values = [figure.mean, figure.std, len(filled.seeds), figure.paper]
+                values = [figure.mean, figure.std, figure.runs, figure.paper]
                 writer.writerow(
                     [table.name, row.label, row.network, column.label, cell.experiment]
                     + [figure.metric, *values, figure.difference, cell.why]
@@ -130,18 +130,21 @@ def _texts(
         texts = [row.label, row.network]
         for cell in cells:
             texts += [
-                both(_ours(figure, cell, reasons), _theirs(figure)) for figure in cell.figures
+                both(_ours(figure, cell, reasons, len(filled.seeds)), _theirs(figure))
+                for figure in cell.figures
             ]
         rows.append(texts)
     return headings, rows, list(reasons)
 
 
-def _ours(figure: Figure, cell: FilledCell, reasons: dict[str, int]) -> str:
+def _ours(figure: Figure, cell: FilledCell, reasons: dict[str, int], seeds: int) -> str:
     mark = f" [{reasons.setdefault(cell.why, len(reasons) + 1)}]" if cell.why else ""
     if figure.mean is None:
         return f"-{mark}"
     digits = _DIGITS.get(figure.metric, 1)
     spread = "" if figure.std is None else f" ± {figure.std:.{digits}f}"
+    if 0 < figure.runs < seeds:
+        spread += f" of {figure.runs} run{'s' if figure.runs > 1 else ''}"
     return f"{figure.mean:.{digits}f}{spread}{mark}"
 
 

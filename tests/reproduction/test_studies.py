@@ -1,6 +1,10 @@
 """Tables that are measured on runs: what they need, and what cannot be laid out."""
 
+import csv
+import io
+
 import pytest
+import torch
 from random_runs import publish_random, write_drawn_image
 
 from sr4ir_dist import experiments
@@ -12,7 +16,7 @@ from sr4ir_dist.reproduction.filled import WAITING, fill
 from sr4ir_dist.reproduction.orders import Orders
 from sr4ir_dist.reproduction.run import Reproduction, plan
 from sr4ir_dist.reproduction.studies import TITLES, make_study
-from sr4ir_dist.reproduction.written import as_markdown
+from sr4ir_dist.reproduction.written import as_csv, as_markdown
 from sr4ir_dist.training.capacity import Resources
 from sr4ir_dist.training.run_queue import Order, Outcome
 
@@ -96,12 +100,35 @@ def test_a_measured_table_keeps_the_reason_of_a_run_that_failed(benchmark, tmp_p
     name = "drawn_cls/edsr-x4/pretrain"
     publish_random(tmp_path / "run", name, "sr.blocks=1", "sr.features=8")
     filled = fill(study.table, *outcomes_of(study, sr4ir="it broke"), (None,))
-    filled = study.finish(filled, {name: str(tmp_path / "run")}, Resources())
+    filled = study.finish(filled, [{name: str(tmp_path / "run")}], Resources())
     pretrained, sr4ir, bicubic = (row[0] for row in filled.cells)
     assert (pretrained.why, bicubic.why, sr4ir.why) == ("", "", "it broke")
     assert pretrained.figures[0].mean > 0
     assert sr4ir.figures[0].mean is None
     assert any("drawn_cls takes the place of cars" in note for note in filled.notes)
+
+
+def test_figures_are_of_as_many_runs_as_were_measured(benchmark, tmp_path):
+    study, seeds = s6(benchmark), (1, 2, 3)
+    first, sr4ir = (row.cells[0].experiment for row in study.table.rows)
+    small = ["sr.blocks=1", "sr.features=8", "task.classes=8"]
+    publish_random(tmp_path / "first", first, *small[:2])
+    for seed in seeds[:2]:
+        torch.manual_seed(seed)
+        publish_random(tmp_path / str(seed), sr4ir, *small)
+    # All seeds share the first; the third one's run is not there.
+    runs = [{first: str(tmp_path / "first"), sr4ir: str(tmp_path / str(seed))} for seed in seeds]
+    del runs[2][sr4ir]
+    orders = Orders(of={(name, seed): 0 for name in (first, sr4ir) for seed in seeds})
+    filled = study.finish(fill(study.table, orders, {}, seeds), runs, Resources())
+    figures = [row[0].figures[0] for row in filled.cells]
+    assert [figure.runs for figure in figures] == [1, 2, 0]
+    assert [figure.std is None for figure in figures] == [True, False, True]
+    lines = list(csv.DictReader(io.StringIO(as_csv(filled))))
+    assert [line["runs"] for line in lines] == ["1"] * 3 + ["2"] * 3 + ["0"] * 3
+    text = as_markdown(filled)
+    assert f"{figures[0].mean:.2f} of 1 run" in text
+    assert f"{figures[1].mean:.2f} ± {figures[1].std:.2f} of 2 runs" in text
 
 
 def test_benchmarks_are_looked_at_before_anything_is_trained(benchmark, drawn, tmp_path):
@@ -129,7 +156,7 @@ def test_table_s3_measures_what_the_runs_published(tmp_path):
     orders = Orders(of={(name, None): number for number, name in enumerate(runs)})
     filled = study.finish(
         fill(study.table, orders, {}, (None,)),
-        {name: uri for name, (uri, _) in runs.items()},
+        [{name: uri for name, (uri, _) in runs.items()}],
         Resources(),
     )
     for (cell,) in filled.cells:
