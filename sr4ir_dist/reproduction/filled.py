@@ -25,7 +25,7 @@ class Figure:
         mean: ours, over the seeds; None where there is none.
         std: its spread over the seeds (n - 1 in the denominator); None for a single run.
         paper: the paper's, where it reports one.
-        difference: ours less the paper's; None where the data or the scale is not the paper's.
+        difference: ours less the paper's; None where data, scale or network are not the paper's.
         runs: how many runs ours is of, which may be fewer than there are seeds.
     """
 
@@ -55,12 +55,14 @@ class Filled:
         seeds: of the runs.
         cells: of each row, for each column.
         notes: what is to be known of the figures.
+        reduced: keys of datasets that are not those of their names in the paper.
     """
 
     table: Table
     seeds: tuple[int | None, ...]
     cells: tuple[tuple[FilledCell, ...], ...]
     notes: tuple[str, ...]
+    reduced: tuple[str, ...] = ()
 
 
 def fill(
@@ -72,23 +74,31 @@ def fill(
 ) -> Filled:
     """Put what the runs reported into a table's cells."""
     rows = []
-    told = [*table.notes, *notes]
+    told = [*table.notes, *orders.reduced.values(), *notes]
     for row in table.rows:
         cells = []
         for column, cell in zip(table.columns, row.cells, strict=True):
             found = [outcomes.get(orders.of[cell.experiment, seed]) for seed in seeds]
-            filled_cell = _cell(cell, column.figures, found, measured=table.measured)
-            cells.append(filled_cell)
+            comparable = cell.experiment == cell.paper and cell.data not in orders.reduced
+            measured = table.measured
+            cells.append(
+                _cell(cell, column.figures, found, measured=measured, comparable=comparable)
+            )
             for outcome in found:
                 if outcome is not None and outcome.result is not None:
                     told += outcome.result.get("notes", ())
         rows.append(tuple(cells))
-    filled = Filled(table, tuple(seeds), tuple(rows), ())
+    filled = Filled(table, tuple(seeds), tuple(rows), (), tuple(orders.reduced))
     return replace(filled, notes=(*dict.fromkeys(told), *_orders_of_rows(filled)))
 
 
 def _cell(
-    cell: Cell, metrics: Sequence[str], outcomes: Sequence[Outcome | None], *, measured: bool
+    cell: Cell,
+    metrics: Sequence[str],
+    outcomes: Sequence[Outcome | None],
+    *,
+    measured: bool,
+    comparable: bool,
 ) -> FilledCell:
     reported = {} if measured else paper.figures(cell.paper)
     whys = dict.fromkeys(
@@ -99,7 +109,6 @@ def _cell(
     results = [o.result for o in outcomes if o is not None and o.result is not None]
     if measured:
         results, whys = [], whys or {WAITING: WAITING}
-    comparable = cell.experiment == cell.paper
     figures = []
     for metric in metrics:
         ours = [r["metrics"][metric] for r in results if metric in r["metrics"]]

@@ -27,10 +27,12 @@ class Orders:
     Attributes:
         runs: each after those that it needs.
         of: the place in `runs` of each cell's experiment and seed.
+        reduced: why datasets, by their keys, are not those of their names in the paper.
     """
 
     runs: list[Order] = field(default_factory=list)
     of: dict[tuple[str, int | None], int] = field(default_factory=dict)
+    reduced: dict[str, str] = field(default_factory=dict)
 
 
 def make_orders(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sr4ir_dist import storage
 from sr4ir_dist.config import Experiment, ExperimentError
@@ -11,7 +11,7 @@ from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.reproduction.filled import Filled, fill
 from sr4ir_dist.reproduction.orders import Orders, make_orders
 from sr4ir_dist.reproduction.studies import Runs, Study
-from sr4ir_dist.reproduction.tables import Table
+from sr4ir_dist.reproduction.tables import Table, reduced
 from sr4ir_dist.reproduction.written import write_table
 from sr4ir_dist.training.capacity import Resources
 from sr4ir_dist.training.lanes import count_lanes, train_all
@@ -49,13 +49,14 @@ def plan(request: Reproduction) -> Orders:
     Raises:
         ValueError: a dataset or benchmark is not there, or an experiment cannot be made.
     """
-    for key in {cell.data for row in request.table.rows for cell in row.cells}:
-        for split in ("train", "val"):
-            open_split(request.data[key], split)
+    whys = {}
+    for key in {cell.data: None for row in request.table.rows for cell in row.cells}:
+        splits = [open_split(request.data[key], split) for split in ("train", "val")]
+        whys[key] = reduced(key, [split.manifest.rows for split in splits])
     if request.study is not None:
         request.study.check()
     storage.check_writable(storage.absolute(request.storage_uri))
-    return make_orders(
+    orders = make_orders(
         request.table,
         request.data,
         request.make,
@@ -63,6 +64,7 @@ def plan(request: Reproduction) -> Orders:
         seeds=request.seeds,
         pretrain=request.pretrain,
     )
+    return replace(orders, reduced={key: why for key, why in whys.items() if why})
 
 
 def reproduce(

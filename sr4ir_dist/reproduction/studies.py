@@ -12,6 +12,7 @@ from sr4ir_dist.analysis.loaded import load
 from sr4ir_dist.config import ExperimentError
 from sr4ir_dist.reproduction.filled import WAITING, Filled, FilledCell, figure
 from sr4ir_dist.reproduction.tables import (
+    IMAGES,
     NETWORKS,
     Cell,
     Column,
@@ -34,6 +35,8 @@ _COSTS = ("parameters", "gflops", "memory_mb", "training_hours", "images_per_sec
 
 Runs = Sequence[Mapping[str, str]]
 """Of each seed, the URIs of runs by the names of their experiments."""
+
+_PAPER_S4, _PAPER_S6 = "edsr-x8", "edsr-x4"
 
 PAPER_BENCHMARKS = {
     "pretrain": {
@@ -133,6 +136,8 @@ def _layout_s4(data: Collection[str], size: str) -> Study:
     columns = tuple(Column(f"used for {key}", (figure_of(key),)) for key in at.values())
     network = NETWORKS[size.split("-")[0]]
     rows = tuple(Row(f"SR network of {key}", f"{network} of SR4IR", cells) for key in at.values())
+    if size != _PAPER_S4:
+        notes.append(f"The paper's figures are those of {_PAPER_S4}, not {size}: no differences.")
     notes.append("Task networks are SR4IR's; SR networks are exchanged, nothing is trained again.")
     table = Table("tableS4", TITLES["tableS4"], columns, rows, tuple(notes), measured=True)
     return Study(table, at, {})
@@ -150,6 +155,10 @@ def _layout_s6(data: Collection[str], scale: int, sr: str, benchmarks: Mapping[s
         for recipe, name in names.items()
     )
     columns = tuple(Column(name, ("psnr", "ssim", "ssim_rgb")) for name in benchmarks)
+    if f"{sr}-x{scale}" != _PAPER_S6:
+        notes.append(f"The paper's figures are those of {_PAPER_S6}: no differences.")
+    elif first != "folder_sr":
+        notes.append(f"The pre-trained network is of {key}, the paper's of DIV2K: no difference.")
     notes += [
         "PSNR and SSIM on luma with as many border pixels cut as the scale, SSIM also on RGB.",
         "The paper's SSIMs seem to be on RGB; its networks: EDSR-baseline on DIV2K, and that of "
@@ -168,12 +177,15 @@ def _with_costs(filled: Filled, runs: Runs) -> Filled:
         if name in first:
             cost = efficiency.measure({name: first[name]})[name]
             paper = efficiency.PAPER.get(row.cells[0].paper, {})
+            same = name == row.cells[0].paper
             costs = []
             for metric in _COSTS:
                 ours, theirs = getattr(cost, metric), paper.get(metric)
                 if metric == "parameters":
                     ours, theirs = ours / 1e6, None if theirs is None else theirs / 1e6
-                costs.append(figure(metric, [] if ours is None else [ours], theirs))
+                costs.append(
+                    figure(metric, [] if ours is None else [ours], theirs, comparable=same)
+                )
             cell = replace(cell, figures=(cell.figures[0], *costs))
         rows.append((cell,))
     return replace(filled, cells=tuple(rows))
@@ -195,13 +207,14 @@ def _cross_task(
     figures = launch.evaluate(list(requests.values()), resources)
     for (_, sr, task), each in zip(requests, figures, strict=True):
         found[sr, task].append(each)
+    theirs = {f"{slot}/{_PAPER_S4}/sr4ir" for slot in slots}
     rows = []
     for sr_slot, sr in zip(slots, names, strict=True):
         cells = []
         for column, slot, task in zip(filled.table.columns, slots, names, strict=True):
             metric = column.figures[0]
             ours = [each[metric] for each in found[sr, task]]
-            same = data[slot] == slot and data[sr_slot] == sr_slot
+            same = {sr, task} <= theirs and not {data[sr_slot], data[slot]} & set(filled.reduced)
             paper = judged.PAPER_CROSS_TASK[_TASKS[sr_slot], _TASKS[slot]]
             # Of both runs, one of which may be at fault.
             why = _reasons(*(filled.cells[0][names.index(name)].why for name in (sr, task)))
@@ -224,12 +237,18 @@ def _on_benchmarks(filled: Filled, runs: Runs, benchmarks: Mapping[str, str]) ->
         found[of.get(each.network, each.network), each.benchmark].append(each)
     rows = []
     whys = {row[0].experiment: _reasons(row[0].why) for row in filled.cells}
+    same = {name for name in names if _is_papers_s6(name, filled.reduced)}
     for name, recipe in [*names.items(), ("bicubic", "")]:
         cells = []
         for benchmark in benchmarks:
             psnr, ssim = PAPER_BENCHMARKS.get(recipe, {}).get(benchmark, (None, None))
             figures = [
-                figure(metric, [getattr(each, metric) for each in found[name, benchmark]], theirs)
+                figure(
+                    metric,
+                    [getattr(each, metric) for each in found[name, benchmark]],
+                    theirs,
+                    comparable=name in same,
+                )
                 for metric, theirs in (("psnr", psnr), ("ssim", None), ("ssim_rgb", ssim))
             ]
             if name == "bicubic":
@@ -244,6 +263,13 @@ def _on_benchmarks(filled: Filled, runs: Runs, benchmarks: Mapping[str, str]) ->
         cells=tuple(rows),
         notes=(*filled.notes, *dict.fromkeys(lr)),
     )
+
+
+def _is_papers_s6(name: str, reduced: Collection[str]) -> bool:
+    """Whether the paper may have measured this network: EDSR x4, of DIV2K or of SR4IR."""
+    key, size, recipe = name.split("/")
+    whole = key in IMAGES and key not in reduced
+    return whole and size == _PAPER_S6 and (recipe == "pretrain") == (key == "folder_sr")
 
 
 def _reasons(*whys: str) -> str:

@@ -119,6 +119,16 @@ LAYOUTS: dict[str, Layout] = {
 """Tables by name."""
 
 
+IMAGES: dict[str, tuple[int, ...]] = {
+    "voc_seg": (1464, 1449),
+    "voc_det": (5717, 5823),
+    "cars": (8144, 8041),
+    "cub200": (5994, 5794),
+    "folder_sr": (800,),  # DIV2K
+}
+"""How many images the paper's datasets have to train and to judge on."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One experiment of a table.
@@ -280,6 +290,21 @@ def placed(
         wanted = " or ".join(f"--data {slot}=URI" for slot in slots)
         raise ExperimentError(f"{title} needs {wanted}, or other data of the same task")
     return at, notes
+
+
+def reduced(key: str, images: Sequence[int]) -> str:
+    """What is to be said of a dataset that is not as large as the paper's of its name, if so.
+
+    Args:
+        key: its key in `experiments.DATA`.
+        images: how many it has to train and to judge on.
+    """
+    whole = IMAGES.get(key, ())
+    if all(ours == theirs for ours, theirs in zip(images, whole, strict=False)):
+        return ""
+    ours, theirs = (" and ".join(map(str, counts)) for counts in (images[: len(whole)], whole))
+    what = "images to train" + (" and to judge on" if len(whole) > 1 else " on")
+    return f"{key} has {ours} {what}, the paper's {theirs}: there is no difference to its figures"
 
 
 def figure_of(key: str) -> str:

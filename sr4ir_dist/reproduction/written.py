@@ -162,7 +162,8 @@ def _explained(filled: Filled) -> list[str]:
     seeds = [seed for seed in filled.seeds if seed is not None]
     runs = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}"
     text = f"Ours: {runs if len(seeds) > 1 else 'one run a cell'}. "
-    return [text + "In brackets: the paper's figure and, on the paper's data, ours less that."]
+    text += "In brackets: the paper's figure and, where data, scale and SR network are the paper's,"
+    return [text + " ours less that."]
 
 
 def _line(cells: list[str]) -> str:

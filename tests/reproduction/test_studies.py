@@ -16,6 +16,7 @@ from sr4ir_dist.reproduction.filled import WAITING, fill
 from sr4ir_dist.reproduction.orders import Orders
 from sr4ir_dist.reproduction.run import Reproduction, plan
 from sr4ir_dist.reproduction.studies import TITLES, make_study
+from sr4ir_dist.reproduction.tables import reduced
 from sr4ir_dist.reproduction.written import as_csv, as_markdown
 from sr4ir_dist.training.capacity import Resources
 from sr4ir_dist.training.run_queue import Order, Outcome
@@ -129,6 +130,40 @@ def test_figures_are_of_as_many_runs_as_were_measured(benchmark, tmp_path):
     text = as_markdown(filled)
     assert f"{figures[0].mean:.2f} of 1 run" in text
     assert f"{figures[1].mean:.2f} ± {figures[1].std:.2f} of 2 runs" in text
+
+
+def differences(filled):
+    figures = [figure for row in filled.cells for cell in row for figure in cell.figures]
+    return [figure.difference for figure in figures if figure.paper is not None]
+
+
+def test_other_networks_than_the_papers_have_no_differences_and_a_note(benchmark, tmp_path):
+    notes = make_study("tableS4", ALL, scales=[4]).table.notes
+    assert any("those of edsr-x8, not edsr-x4: no differences" in note for note in notes)
+    (tmp_path / "Set5").symlink_to(benchmark)
+    uris = {}
+    for scale in (4, 2):
+        for recipe, size in (("pretrain", []), ("sr4ir", ["task.classes=8"])):
+            name = f"cub200/edsr-x{scale}/{recipe}"
+            publish_random(tmp_path / name, name, "sr.blocks=1", "sr.features=8", *size)
+            uris[name] = str(tmp_path / name)
+
+    def finished(scale, reduced):
+        folders = {"Set5": str(tmp_path / "Set5")}
+        study = make_study("tableS6", ["cub200"], scales=[scale], benchmarks=folders)
+        orders = Orders(of={(name, None): 0 for name in names(study)}, reduced=reduced)
+        return study.finish(fill(study.table, orders, {}, (None,)), [uris], Resources())
+
+    whole = finished(4, {})
+    # PSNR and SSIM of the pre-trained network, and of SR4IR's.
+    assert [each is None for each in differences(whole)] == [True, True, False, False]
+    assert any("the paper's of DIV2K: no difference" in note for note in whole.notes)
+    other = finished(2, {})
+    assert differences(other) == [None] * 4
+    assert any("those of edsr-x4: no differences" in note for note in other.notes)
+    part = finished(4, {"cub200": reduced("cub200", [30, 40])})
+    assert differences(part) == [None] * 4
+    assert any("cub200 has 30 and 40 images" in note for note in part.notes)
 
 
 def test_benchmarks_are_looked_at_before_anything_is_trained(benchmark, drawn, tmp_path):
