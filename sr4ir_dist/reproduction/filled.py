@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from sr4ir_dist import recipes
 from sr4ir_dist.analysis import paper
+from sr4ir_dist.config import Experiment
 from sr4ir_dist.reproduction.orders import Orders
 from sr4ir_dist.reproduction.tables import Cell, Table
+from sr4ir_dist.training.plan import NO_LPIPS
 from sr4ir_dist.training.run_queue import Outcome
 
 WAITING = "measured when all runs are done"
@@ -27,6 +30,7 @@ class Figure:
         paper: the paper's, where it reports one.
         difference: ours less the paper's; None where data, scale or network are not the paper's.
         runs: how many runs ours is of, which may be fewer than there are seeds.
+        why: why runs that are done have no such figure.
     """
 
     metric: str
@@ -35,6 +39,7 @@ class Figure:
     paper: float | None
     difference: float | None
     runs: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,18 @@ def fill(
         cells = []
         for column, cell in zip(table.columns, row.cells, strict=True):
             found = [outcomes.get(orders.of[cell.experiment, seed]) for seed in seeds]
-            comparable = cell.experiment == cell.paper and cell.data not in orders.reduced
-            measured = table.measured
-            cells.append(
-                _cell(cell, column.figures, found, measured=measured, comparable=comparable)
+            filled_cell = _cell(
+                cell,
+                column.figures,
+                found,
+                measured=table.measured,
+                comparable=cell.experiment == cell.paper and cell.data not in orders.reduced,
             )
+            some = any(outcome is not None and outcome.kind == "done" for outcome in found)
+            if some and not table.measured:
+                experiment = orders.runs[orders.of[cell.experiment, seeds[0]]].experiment
+                filled_cell = _explained(filled_cell, experiment, found)
+            cells.append(filled_cell)
             for outcome in found:
                 if outcome is not None and outcome.result is not None:
                     told += outcome.result.get("notes", ())
@@ -114,6 +126,37 @@ def _cell(
         ours = [r["metrics"][metric] for r in results if metric in r["metrics"]]
         figures.append(figure(metric, ours, reported.get(metric), comparable=comparable))
     return FilledCell(cell.experiment, tuple(figures), "; ".join(whys))
+
+
+def _explained(
+    cell: FilledCell, experiment: Experiment, outcomes: Sequence[Outcome | None]
+) -> FilledCell:
+    """The cell, which runs are done of, with why they have not all of its figures."""
+    notes = [
+        note
+        for outcome in outcomes
+        if outcome is not None and outcome.result is not None
+        for note in outcome.result.get("notes", ())
+        if note.startswith(NO_LPIPS)
+    ]
+
+    def why(metric: str) -> str:
+        if recipes.get(experiment.recipe).judged_on == "hr":
+            return "judged on HR images, of which there is nothing to compare"
+        if metric != "lpips":
+            return WAITING
+        if experiment.evaluation.lpips is None:
+            return (
+                f"{NO_LPIPS}evaluation.lpips=null here; give VGG16's ImageNet weights by "
+                "--set evaluation.lpips=FILE"
+            )
+        return "; ".join(dict.fromkeys(notes))
+
+    figures = [
+        each if each.mean is not None else replace(each, why=why(each.metric))
+        for each in cell.figures
+    ]
+    return replace(cell, figures=tuple(figures))
 
 
 def figure(

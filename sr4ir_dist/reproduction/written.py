@@ -102,7 +102,7 @@ def as_csv(filled: Filled) -> str:
                 values = [figure.mean, figure.std, figure.runs, figure.paper]
                 writer.writerow(
                     [table.name, row.label, row.network, column.label, cell.experiment]
-                    + [figure.metric, *values, figure.difference, cell.why]
+                    + [figure.metric, *values, figure.difference, _why(figure, cell)]
                 )
     return out.getvalue()
 
@@ -138,7 +138,8 @@ def _texts(
 
 
 def _ours(figure: Figure, cell: FilledCell, reasons: dict[str, int], seeds: int) -> str:
-    mark = f" [{reasons.setdefault(cell.why, len(reasons) + 1)}]" if cell.why else ""
+    why = _why(figure, cell)
+    mark = f" [{reasons.setdefault(why, len(reasons) + 1)}]" if why else ""
     if figure.mean is None:
         return f"-{mark}"
     digits = _DIGITS.get(figure.metric, 1)
@@ -146,6 +147,11 @@ def _ours(figure: Figure, cell: FilledCell, reasons: dict[str, int], seeds: int)
     if 0 < figure.runs < seeds:
         spread += f" of {figure.runs} run{'s' if figure.runs > 1 else ''}"
     return f"{figure.mean:.{digits}f}{spread}{mark}"
+
+
+def _why(figure: Figure, cell: FilledCell) -> str:
+    """Why there is no figure, or not of all runs."""
+    return "; ".join(why for why in (cell.why, figure.why) if why)
 
 
 def _theirs(figure: Figure) -> str:

@@ -25,6 +25,8 @@ from sr4ir_dist.training.build import build_networks, make_task
 from sr4ir_dist.training.state import load_experiment, load_run
 
 RESULT = "result.json"
+NO_LPIPS = "no LPIPS: "
+"""What a note begins with that says why there is no such figure."""
 _WEIGHT_FILES = (".pt", ".pth", ".safetensors")
 
 
@@ -268,7 +270,7 @@ def _lpips(
         uri = published.resolve(weights, "vgg16", storage_uri=storage_uri, field=field, say=say)
         return uri, ()
     except (WeightsError, storage.StorageError) as error:
-        return None, (f"no LPIPS: {error}",)
+        return None, (f"{NO_LPIPS}{error}",)
 
 
 def _run(

@@ -97,6 +97,31 @@ def test_csv_and_json_hold_all_figures(filled):
     assert json.loads(as_json(filled))["cells"][1][0]["figures"][0]["mean"] == 51.0
 
 
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [("drawn_cls", "no LPIPS: evaluation.lpips=null here; give"), ("cars", "no LPIPS: no network")],
+)
+def test_a_figure_that_done_runs_lack_says_why(key, why):
+    table = make_table("table3", [key], scales=[4], networks=["edsr"])
+    orders, outcomes = Orders(), {}
+    for number, row in enumerate(table.rows):
+        experiment = experiments.make(row.cells[0].experiment)
+        orders.runs.append(Order(experiment, "data"))
+        orders.of[experiment.name, None] = number
+        result = {"metrics": {"top1": 50.0}, "notes": ["no LPIPS: no network"]}
+        outcomes[number] = Outcome("done", result)
+    filled = fill(table, orders, outcomes, (None,))
+    oracle, l2t = filled.cells[0][0], filled.cells[1][0]
+    assert (oracle.why, l2t.why, l2t.figures[0].why) == ("", "", "")
+    assert "judged on HR images" in oracle.figures[1].why
+    assert l2t.figures[1].why.startswith(why)
+    rows = [line for line in as_markdown(filled).splitlines() if line.startswith("| ")]
+    assert "- [1]" in rows[2]
+    assert "- [2] (0.304)" in rows[3]
+    notes = [line["note"] for line in csv.DictReader(io.StringIO(as_csv(filled)))]
+    assert notes[2:4] == ["", l2t.figures[1].why]
+
+
 def test_html_needs_nothing_else_and_escapes_what_it_is_told(filled):
     page = as_html(filled)
     assert "a &lt;note&gt;" in page
