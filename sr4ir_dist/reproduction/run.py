@@ -14,6 +14,7 @@ from sr4ir_dist.reproduction.studies import Runs, Study
 from sr4ir_dist.reproduction.tables import Table, reduced
 from sr4ir_dist.reproduction.written import write_table
 from sr4ir_dist.training.capacity import Resources
+from sr4ir_dist.training.judged_again import Lacking, add_lpips
 from sr4ir_dist.training.lanes import count_lanes, train_all
 from sr4ir_dist.training.run_queue import Outcome
 
@@ -110,6 +111,8 @@ def reproduce(
         say=say,
         settled=settled,
     )
+    if not request.table.measured:
+        outcomes |= _with_lpips(request, orders, outcomes, resources, cache_dir, say)
     filled = fill(request.table, orders, outcomes, request.seeds, request.notes)
     if request.study is not None:
         filled = request.study.finish(filled, _runs(request, orders, outcomes), resources)
@@ -119,6 +122,29 @@ def reproduce(
         if outcome.kind == "failed"
     ]
     return filled, write_table(filled, folder), failed
+
+
+def _with_lpips(
+    request: Reproduction,
+    orders: Orders,
+    outcomes: Mapping[int, Outcome],
+    resources: Resources,
+    cache_dir: str | None,
+    say: Callable[[str], None],
+) -> dict[int, Outcome]:
+    """The outcomes of cells that were judged before the weights of LPIPS were at hand."""
+    if not any("lpips" in column.figures for column in request.table.columns):
+        return {}
+    lacking: dict[int, Lacking] = {}
+    for number in dict.fromkeys(orders.of.values()):
+        done = outcomes[number]
+        if done.lpips is not None and done.result is not None:
+            lacking[number] = Lacking(done.result, orders.runs[number].data, done.lpips)
+    if not lacking:
+        return {}
+    say(f"judging {len(lacking)} finished runs again, for LPIPS")
+    results = add_lpips(list(lacking.values()), resources, cache_dir=cache_dir)
+    return {n: Outcome("done", result) for n, result in zip(lacking, results, strict=True)}
 
 
 def _runs(request: Reproduction, orders: Orders, outcomes: Mapping[int, Outcome]) -> Runs:
