@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from random_runs import write_drawn_image
+from random_runs import publish_random, write_drawn_image
 from torchvision.models.vgg import cfgs, make_layers
 
 from sr4ir_dist import checkpoint, experiments, storage
@@ -190,6 +190,31 @@ def test_training_a_finished_run_again_adds_lpips(
     first, second, third = (result.pop("metrics") for result in results)
     assert second == third == first | {"lpips": second["lpips"]}
     assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_checkpoints_are_judged_by_commands_with_one_thing_exchanged(
+    cluster, drawn, tmp_path, run_job
+):
+    runs = {}
+    for task in ("cls", "seg"):
+        name, size = f"drawn_{task}/edsr-x4/sr4ir", ("sr.blocks=1", "sr.features=8")
+        settings = (*size, *SMALL[3:6], "task.classes=8")
+        publish_random(tmp_path / task, name, *settings, data=drawn)
+        runs[task] = f"{task}={tmp_path / task}"
+
+    def run(*words):
+        words = (*words, "--cpus", "1", "--cpu", "--json", tmp_path / "out.json")
+        told = run_job(*words)
+        assert told.exit_code == 0, told.output
+        return told.output, json.loads((tmp_path / "out.json").read_text())
+
+    output, matrix = run("analyze", "cross-task", *runs.values())
+    assert {(each["sr"], each["task"]) for each in matrix} == {(a, b) for a in runs for b in runs}
+    assert "(71.4)" in output  # the paper's, by the labels
+    _, sweep = run("analyze", "degradations", runs["cls"], "--blur", 0, "--blur", 5)
+    assert [each["blur"] for each in sweep] == ["0", "5"]
+    assert sweep[1]["metrics"]["psnr"] != sweep[0]["metrics"]["psnr"]
 
 
 DRAWN = (
