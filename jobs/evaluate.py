@@ -53,6 +53,14 @@ def main(
         str | None,
         typer.Option(help="Exchange the SR network for another one of its kind (Table S4)."),
     ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option(
+            metavar="hr|lr_up|sr",
+            help="What the task network gets: HR images, bilinear enlargements, SR images; by "
+            "default what the recipe is judged on.",
+        ),
+    ] = None,
     storage_uri: Annotated[
         str | None,
         typer.Option(
@@ -89,6 +97,7 @@ def main(
             settings=settings or [],
             storage_uri=storage_uri,
             networks=given,
+            view=view,
             say=say,
         )
         parallel.connect(address)
@@ -101,6 +110,8 @@ def main(
             table.add_row("note", note)
         table.add_row("data", f"{', '.join(request.data)}, split {split}")
         table.add_row("checkpoint", request.checkpoint)
+        if view is not None:
+            table.add_row("view", view)
         for role, uri in given.items():
             table.add_row(f"{role} network", uri)
         console.print(table)

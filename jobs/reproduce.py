@@ -110,11 +110,11 @@ def main(
         refuse_job_folder(storage_uri)
         given = run.parse_data(data or [])
         chosen = {"scales": scale or (), "networks": sr or ()}
-        finish = None
+        study = None
         if table in studies.TITLES:
             folders = run.parse_data(benchmark or [], "--benchmark")
             study = studies.make_study(table, given, benchmarks=folders, **chosen)
-            layout, finish = study.table, study.finish
+            layout = study.table
         else:
             layout = tables.make_table(table, given, **chosen)
         changes = orders.absolute_files(settings or [])
@@ -126,7 +126,7 @@ def main(
             run.parse_seeds(seeds),
             pretrain,
             scaling_down.explained(budget, size, changes),
-            finish,
+            study,
         )
         wanted = run.plan(request)
         parallel.connect(address)

@@ -118,6 +118,7 @@ def main(
 
     # Ray and torch take seconds to import, which --help and --list need not wait for.
     from sr4ir_dist.training import launch
+    from sr4ir_dist.training.judged_again import Lacking, add_lpips, lacking_weights
     from sr4ir_dist.training.plan import make_plan
 
     with user_errors(launch.TrainingError):
@@ -146,6 +147,13 @@ def main(
                 )
             else:
                 console.print(f"run [bold]{plan.run}[/] is finished already", highlight=False)
+                weights = lacking_weights(plan, result)
+                if weights is not None:
+                    say("judging it again, for LPIPS")
+                    parallel.connect(address)
+                    (result,) = add_lpips(
+                        [Lacking(result, plan.data, weights)], resources, cache_dir=cache_dir
+                    )
             _print_result(result)
             results.append(result)
         if seeds is None:

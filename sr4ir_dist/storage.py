@@ -34,6 +34,9 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
 # Each read is one ranged request. Downloads go straight into their file, so that these may be large
 # enough for a shard of the usual size.
 _CHUNK, _DOWNLOAD = 64 << 20, 128 << 20
+Mark = tuple[int | None, int | None]
+"""What a file can be told from another by without reading it, as far as the storage tells: its size
+in bytes, and when it was last changed, in nanoseconds since 1970."""
 _TEMPORARY = re.compile(r"^\..*\.[0-9a-f]{32}\.tmp$")
 
 
@@ -235,9 +238,18 @@ def list_names(uri: str | os.PathLike[str]) -> list[str]:
     return sorted(info.base_name for info in found if not _TEMPORARY.match(info.base_name))
 
 
-@retried
 def list_files(uri: str | os.PathLike[str]) -> list[str]:
     """The sorted paths, relative to the URI, of all files below it at any depth.
+
+    Raises:
+        StorageError: the storage did not answer, or the URI is a file.
+    """
+    return list(list_marks(uri))
+
+
+@retried
+def list_marks(uri: str | os.PathLike[str]) -> dict[str, Mark]:
+    """The marks of all files below a URI at any depth, by their sorted paths relative to it.
 
     Raises:
         StorageError: the storage did not answer, or the URI is a file.
@@ -245,11 +257,23 @@ def list_files(uri: str | os.PathLike[str]) -> list[str]:
     system, path = filesystem(uri)
     found = system.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
     start = len(path.rstrip("/")) + 1
-    return sorted(
-        info.path[start:]
-        for info in found
+    return {
+        info.path[start:]: (info.size, info.mtime_ns)
+        for info in sorted(found, key=lambda info: info.path)
         if info.type == pafs.FileType.File and not _TEMPORARY.match(info.base_name)
-    )
+    }
+
+
+@retried
+def mark(uri: str | os.PathLike[str]) -> Mark:
+    """The mark of one file; of one that is not there, nothing is known.
+
+    Raises:
+        StorageError: the storage did not answer.
+    """
+    system, path = filesystem(uri)
+    info = system.get_file_info(path)
+    return info.size, info.mtime_ns
 
 
 @retried

@@ -2,6 +2,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def test_write_read_list_delete(root: str):
         storage.write_bytes(storage.join(root, name), name.encode())
     assert storage.list_names(root) == ["a", "b", "c"]
     assert storage.list_files(root) == ["a", "b/deep/file", "c"]
+    marks = storage.list_marks(root)
+    assert [size for size, _ in marks.values()] == [1, 11, 1]
+    for path, (size, changed) in marks.items():
+        assert storage.mark(storage.join(root, path))[0] == size
+        assert abs(changed / 1e9 - time.time()) < 60
+    assert storage.mark(storage.join(root, "never there")) == (None, None)
     assert storage.read_bytes(storage.join(root, "b", "deep/file")) == b"b/deep/file"
     assert storage.exists(storage.join(root, "b"))
     storage.write_bytes(storage.join(root, "a"), b"")

@@ -107,6 +107,25 @@ def score(
     return scores
 
 
+def check(folder: str, scale: int) -> None:
+    """See that a folder is a benchmark, without reading its images.
+
+    Raises:
+        ExperimentError: it has no HR images, or LR images of this scale for some of them only.
+        StorageError: it cannot be read.
+    """
+    names = _names(folder)
+    if not _has_lr(folder, scale):
+        return
+    there = storage.list_names(storage.join(folder, _LR, f"X{scale}"))
+    missing = sorted({f"{name}x{scale}.png" for name in names} - set(there))
+    if missing:
+        raise ExperimentError(
+            f"{folder}/{_LR}/X{scale} lacks {len(missing)} of {len(names)} LR images, such as "
+            f"{missing[0]}; without that folder, LR images are made"
+        )
+
+
 def pairs(folder: str, scale: int) -> Iterator[Pair]:
     """The images of a benchmark by name; HR is cut to a multiple of the scale, grey becomes RGB."""
     given = _has_lr(folder, scale)

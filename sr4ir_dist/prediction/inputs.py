@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -17,12 +18,18 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from sr4ir_dist import storage
-from sr4ir_dist.data.convert.source import IMAGE_SUFFIXES, left_out_notes, list_images, read_file
+from sr4ir_dist.data.convert.source import (
+    IMAGE_SUFFIXES,
+    left_out_notes,
+    list_image_marks,
+    read_file,
+)
 from sr4ir_dist.data.schema import DatasetError
 from sr4ir_dist.data.transforms import decode
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 LIST_SUFFIX = ".txt"
+_AT_ONCE = 32  # files of a list that the storage is asked about side by side
 
 
 class PredictionError(ValueError):
@@ -37,11 +44,13 @@ class InputImage:
         uri: where it is.
         path: what it is called in tables: its path below the input.
         name: the same as the name of results: without its suffix where that leaves it unique.
+        mark: what tells it from another image at the same place.
     """
 
     uri: str
     path: str
     name: str
+    mark: storage.Mark = (None, None)
 
 
 def list_inputs(uri: str) -> tuple[list[InputImage], tuple[str, ...]]:
@@ -62,13 +71,15 @@ def list_inputs(uri: str) -> tuple[list[InputImage], tuple[str, ...]]:
     """
     uri = plain(uri)
     notes: tuple[str, ...] = ()
+    marks: list[storage.Mark] | None = None
     if uri.lower().endswith(LIST_SUFFIX):
         uris, notes = _read_list(uri)
         paths = _below_common_folder(uris)
     elif uri.lower().endswith(SUFFIXES):
         uris, paths = [uri], [PurePosixPath(uri).name]
     else:
-        paths, others = list_images(uri, SUFFIXES)
+        found, others = list_image_marks(uri, SUFFIXES)
+        paths, marks = list(found), list(found.values())
         uris, notes = [storage.join(uri, path) for path in paths], left_out_notes(others)
     if not uris:
         raise PredictionError(f"{uri} names no images ({', '.join(SUFFIXES)})")
@@ -76,8 +87,11 @@ def list_inputs(uri: str) -> tuple[list[InputImage], tuple[str, ...]]:
         # Results lie at these paths, and must not leave their folder.
         if not {"", ".", ".."}.isdisjoint(path.split("/")):
             raise PredictionError(f"{path} in {uri}: '.', '..' or nothing between slashes")
+    if marks is None:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            marks = list(pool.map(storage.mark, uris))
     names = _unique_names(paths)
-    return [InputImage(*each) for each in zip(uris, paths, names, strict=True)], notes
+    return [InputImage(*each) for each in zip(uris, paths, names, marks, strict=True)], notes
 
 
 def plain(uri: str) -> str:

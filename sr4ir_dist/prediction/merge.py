@@ -54,7 +54,7 @@ def merge(plan: Plan, parts: Iterable[Part]) -> dict[str, Any]:
         skipped.writerow(["image", "reason"])
         writer: _Scores | _Boxes | None = None
         if plan.target == "label":
-            writer = _Scores(tables.setdefault(SCORES, opened(SCORES)), plan.classes)
+            writer = _Scores(tables.setdefault(SCORES, opened(SCORES)), plan)
         elif plan.target == "boxes":
             boxes = tables.setdefault(BOXES, opened(BOXES))
             writer = _Boxes(boxes, Path(folder, "annotations"), stack, plan)
@@ -82,19 +82,15 @@ def merge(plan: Plan, parts: Iterable[Part]) -> dict[str, Any]:
 class _Scores:
     """Rows of `scores.csv`."""
 
-    def __init__(self, file: TextIO, classes: tuple[str, ...]) -> None:
+    def __init__(self, file: TextIO, plan: Plan) -> None:
         self._rows = csv.writer(file, lineterminator="\n")
-        self._classes = classes
-        self._started = False
+        self._names = _class_names(plan)
+        # Also where no image could be predicted: an empty file would be no table.
+        self._rows.writerow(["image", "class", "name", *self._names])
 
     def add(self, number: int, entry: dict[str, Any]) -> None:
-        scores = entry["scores"]
-        names = self._classes or tuple(f"class {label}" for label in range(len(scores)))
-        if not self._started:
-            self._rows.writerow(["image", "class", "name", *names])
-            self._started = True
-        best = entry["class"]
-        self._rows.writerow([entry["path"], best, names[best], *(f"{s:.6f}" for s in scores)])
+        best, scores = entry["class"], (f"{score:.6f}" for score in entry["scores"])
+        self._rows.writerow([entry["path"], best, self._names[best], *scores])
 
     def finish(self) -> None:
         """There is nothing after the last row."""
@@ -108,12 +104,9 @@ class _Boxes:
         self._aside = stack.enter_context(aside.open("w+", encoding="utf-8"))
         self._annotations = 0
         self._images = 0
-        assert plan.experiment.task is not None
-        count = plan.experiment.task.classes or 0
-        names = plan.classes or tuple(f"class {label}" for label in range(count))
         head = {
             "info": {"description": f"{plan.experiment.name}: {plan.checkpoint}"},
-            "categories": [{"id": n, "name": name} for n, name in enumerate(names, 1)],
+            "categories": [{"id": n, "name": name} for n, name in enumerate(_class_names(plan), 1)],
         }
         file.write(json.dumps(head)[:-1] + ', "images": [')
 
@@ -148,6 +141,12 @@ class _Boxes:
         while text := self._aside.read(1 << 20):
             self._file.write(text)
         self._file.write("]}\n")
+
+
+def _class_names(plan: Plan) -> tuple[str, ...]:
+    assert plan.experiment.task is not None
+    count = plan.experiment.task.classes or 0
+    return plan.classes or tuple(f"class {label}" for label in range(count))
 
 
 def _entries(out: str, parts: Iterable[Part]) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 from sr4ir_dist import checkpoint, recipes, storage
@@ -18,7 +18,7 @@ from sr4ir_dist.prediction.tiles import Tiling, make_tiling
 from sr4ir_dist.training.build import make_task
 from sr4ir_dist.training.state import JUDGED, load_class_names, load_experiment
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 IDENTITY = "prediction.json"
 """The file that says what a folder's predictions were made from, and with which options."""
 PARTS = "parts"
@@ -26,7 +26,8 @@ PARTS = "parts"
 SUMMARY = "summary.json"
 """The file that makes a prediction finished; it is written last."""
 Target = Literal["label", "mask", "boxes"]
-_ABOUT = ("input", "checkpoint")  # said for people: digests tell what counts
+# Said for people: digests tell what counts, of the images their places, sizes and times of change.
+_ABOUT = ("input", "checkpoint")
 # A part is what is done again after a kill, and what is handed to a worker at once.
 _MOST_IMAGES, _PARTS = 32, 64
 # For 2^23 pixels the task networks take 0.5 (detection) to 4 GB (DeepLabV3 with ResNet50). SR
@@ -150,7 +151,7 @@ def make_plan(
         "checkpoint_sha256": _checkpoint_digest(saved),
         "input": source,
         "images": len(found),
-        "images_sha256": _digest([(image.path, image.name) for image in found]),
+        "images_sha256": _digest([astuple(image) for image in found]),
         "sr_images": images,
         "predictions": task is not None,
         "tile": tiling.tile,
@@ -222,7 +223,9 @@ def _claim(out: str, identity: dict[str, Any]) -> None:
     words = [f"{key}={there.get(key)!r:.80}, not {identity.get(key)!r:.80}" for key in other]
     hints = {"checkpoint_sha256": "checkpoint", "images_sha256": "input"}
     for key, about in hints.items():
-        if key in other:
+        if key in other and there.get(about) == identity[about]:
+            words.append(f"{about} {identity[about]} has changed since")
+        elif key in other:
             words.append(f"{about} {there.get(about)}, not {identity[about]}")
     raise PredictionError(
         f"--out {out} has predictions of another kind: {'; '.join(words)}. Name another place, or "

@@ -27,10 +27,12 @@ class Orders:
     Attributes:
         runs: each after those that it needs.
         of: the place in `runs` of each cell's experiment and seed.
+        reduced: why datasets, by their keys, are not those of their names in the paper.
     """
 
     runs: list[Order] = field(default_factory=list)
     of: dict[tuple[str, int | None], int] = field(default_factory=dict)
+    reduced: dict[str, str] = field(default_factory=dict)
 
 
 def make_orders(
@@ -80,7 +82,10 @@ def make_orders(
             uri = storage.absolute(data[cell.data])
             for seed in seeds:
                 experiment = make(cell.experiment)
-                if seed is not None:
+                # A network to start from is the one that the others start from, whatever their
+                # seed: that of another seed would be trained for nothing.
+                shared = pretrain and experiment.recipe == "pretrain"
+                if seed is not None and not shared:
                     experiment = override(experiment, [f"seed={seed}"])
                 if pretrain and experiment.sr is not None and experiment.recipe != "pretrain":
                     first = _pretraining(experiment, make)

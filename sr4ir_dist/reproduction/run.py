@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sr4ir_dist import storage
 from sr4ir_dist.config import Experiment, ExperimentError
 from sr4ir_dist.data.splits import open_split
 from sr4ir_dist.reproduction.filled import Filled, fill
 from sr4ir_dist.reproduction.orders import Orders, make_orders
-from sr4ir_dist.reproduction.tables import Table
+from sr4ir_dist.reproduction.studies import Runs, Study
+from sr4ir_dist.reproduction.tables import Table, reduced
 from sr4ir_dist.reproduction.written import write_table
 from sr4ir_dist.training.capacity import Resources
+from sr4ir_dist.training.judged_again import Lacking, add_lpips
 from sr4ir_dist.training.lanes import count_lanes, train_all
 from sr4ir_dist.training.run_queue import Outcome
 
@@ -29,7 +31,7 @@ class Reproduction:
         seeds: each cell is run with each; None is the experiment's own.
         pretrain: SR networks start from one trained on the same data.
         notes: what is to be known of the settings.
-        finish: completes the table when its runs are done, by their URIs.
+        study: measures the runs when they are done, for tables that need it.
     """
 
     table: Table
@@ -39,20 +41,23 @@ class Reproduction:
     seeds: tuple[int | None, ...] = (None,)
     pretrain: bool = False
     notes: tuple[str, ...] = ()
-    finish: Callable[[Filled, Mapping[str, str], Resources], Filled] | None = None
+    study: Study | None = None
 
 
 def plan(request: Reproduction) -> Orders:
-    """Check the datasets and list the runs, before any worker starts.
+    """Check datasets and benchmarks and list the runs, before any worker starts.
 
     Raises:
-        ValueError: a dataset is not there, or an experiment cannot be made.
+        ValueError: a dataset or benchmark is not there, or an experiment cannot be made.
     """
-    for key in {cell.data for row in request.table.rows for cell in row.cells}:
-        for split in ("train", "val"):
-            open_split(request.data[key], split)
+    whys = {}
+    for key in {cell.data: None for row in request.table.rows for cell in row.cells}:
+        splits = [open_split(request.data[key], split) for split in ("train", "val")]
+        whys[key] = reduced(key, [split.manifest.rows for split in splits])
+    if request.study is not None:
+        request.study.check()
     storage.check_writable(storage.absolute(request.storage_uri))
-    return make_orders(
+    orders = make_orders(
         request.table,
         request.data,
         request.make,
@@ -60,6 +65,7 @@ def plan(request: Reproduction) -> Orders:
         seeds=request.seeds,
         pretrain=request.pretrain,
     )
+    return replace(orders, reduced={key: why for key, why in whys.items() if why})
 
 
 def reproduce(
@@ -105,9 +111,11 @@ def reproduce(
         say=say,
         settled=settled,
     )
+    if not request.table.measured:
+        outcomes |= _with_lpips(request, orders, outcomes, resources, cache_dir, say)
     filled = fill(request.table, orders, outcomes, request.seeds, request.notes)
-    if request.finish is not None:
-        filled = request.finish(filled, _runs(request, orders, outcomes), resources)
+    if request.study is not None:
+        filled = request.study.finish(filled, _runs(request, orders, outcomes), resources)
     failed = [
         orders.runs[number].experiment.name
         for number, outcome in outcomes.items()
@@ -116,13 +124,38 @@ def reproduce(
     return filled, write_table(filled, folder), failed
 
 
-def _runs(request: Reproduction, orders: Orders, outcomes: Mapping[int, Outcome]) -> dict[str, str]:
-    """The URI of the run with the first seed, of each experiment of the table that is done."""
-    runs = {}
-    for (name, seed), number in orders.of.items():
-        result = outcomes[number].result
-        if seed == request.seeds[0] and result is not None:
-            runs[name] = result["run_uri"]
+def _with_lpips(
+    request: Reproduction,
+    orders: Orders,
+    outcomes: Mapping[int, Outcome],
+    resources: Resources,
+    cache_dir: str | None,
+    say: Callable[[str], None],
+) -> dict[int, Outcome]:
+    """The outcomes of cells that were judged before the weights of LPIPS were at hand."""
+    if not any("lpips" in column.figures for column in request.table.columns):
+        return {}
+    lacking: dict[int, Lacking] = {}
+    for number in dict.fromkeys(orders.of.values()):
+        done = outcomes[number]
+        if done.lpips is not None and done.result is not None:
+            lacking[number] = Lacking(done.result, orders.runs[number].data, done.lpips)
+    if not lacking:
+        return {}
+    say(f"judging {len(lacking)} finished runs again, for LPIPS")
+    results = add_lpips(list(lacking.values()), resources, cache_dir=cache_dir)
+    return {n: Outcome("done", result) for n, result in zip(lacking, results, strict=True)}
+
+
+def _runs(request: Reproduction, orders: Orders, outcomes: Mapping[int, Outcome]) -> Runs:
+    """Of each seed, the URI of each experiment's run that is done."""
+    runs: list[dict[str, str]] = []
+    for wanted in request.seeds:
+        runs.append({})
+        for (name, seed), number in orders.of.items():
+            result = outcomes[number].result
+            if seed == wanted and result is not None:
+                runs[-1][name] = result["run_uri"]
     return runs
 
 

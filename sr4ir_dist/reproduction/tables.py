@@ -119,6 +119,16 @@ LAYOUTS: dict[str, Layout] = {
 """Tables by name."""
 
 
+IMAGES: dict[str, tuple[int, ...]] = {
+    "voc_seg": (1464, 1449),
+    "voc_det": (5717, 5823),
+    "cars": (8144, 8041),
+    "cub200": (5994, 5794),
+    "folder_sr": (800,),  # DIV2K
+}
+"""How many images the paper's datasets have to train and to judge on."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One experiment of a table.
@@ -161,13 +171,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table to be run: the part of a layout that was asked for, on the data that is there."""
+    """A table to be run: the part of a layout that was asked for, on the data that is there.
+
+    Attributes:
+        name: its name.
+        title: the paper's number and subject.
+        columns: its columns.
+        rows: its rows, with a cell for each column.
+        notes: what is to be known of it.
+        measured: what runs report of themselves is no figure of it; all are measured afterwards.
+    """
 
     name: str
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    measured: bool = False
 
 
 def make_table(
@@ -270,6 +290,21 @@ def placed(
         wanted = " or ".join(f"--data {slot}=URI" for slot in slots)
         raise ExperimentError(f"{title} needs {wanted}, or other data of the same task")
     return at, notes
+
+
+def reduced(key: str, images: Sequence[int]) -> str:
+    """What is to be said of a dataset that is not as large as the paper's of its name, if so.
+
+    Args:
+        key: its key in `experiments.DATA`.
+        images: how many it has to train and to judge on.
+    """
+    whole = IMAGES.get(key, ())
+    if all(ours == theirs for ours, theirs in zip(images, whole, strict=False)):
+        return ""
+    ours, theirs = (" and ".join(map(str, counts)) for counts in (images[: len(whole)], whole))
+    what = "images to train" + (" and to judge on" if len(whole) > 1 else " on")
+    return f"{key} has {ours} {what}, the paper's {theirs}: there is no difference to its figures"
 
 
 def figure_of(key: str) -> str:

@@ -99,10 +99,10 @@ def as_csv(filled: Filled) -> str:
     for row, cells in zip(table.rows, filled.cells, strict=True):
         for column, cell in zip(table.columns, cells, strict=True):
             for figure in cell.figures:
-                values = [figure.mean, figure.std, len(filled.seeds), figure.paper]
+                values = [figure.mean, figure.std, figure.runs, figure.paper]
                 writer.writerow(
                     [table.name, row.label, row.network, column.label, cell.experiment]
-                    + [figure.metric, *values, figure.difference, cell.why]
+                    + [figure.metric, *values, figure.difference, _why(figure, cell)]
                 )
     return out.getvalue()
 
@@ -130,19 +130,28 @@ def _texts(
         texts = [row.label, row.network]
         for cell in cells:
             texts += [
-                both(_ours(figure, cell, reasons), _theirs(figure)) for figure in cell.figures
+                both(_ours(figure, cell, reasons, len(filled.seeds)), _theirs(figure))
+                for figure in cell.figures
             ]
         rows.append(texts)
     return headings, rows, list(reasons)
 
 
-def _ours(figure: Figure, cell: FilledCell, reasons: dict[str, int]) -> str:
-    mark = f" [{reasons.setdefault(cell.why, len(reasons) + 1)}]" if cell.why else ""
+def _ours(figure: Figure, cell: FilledCell, reasons: dict[str, int], seeds: int) -> str:
+    why = _why(figure, cell)
+    mark = f" [{reasons.setdefault(why, len(reasons) + 1)}]" if why else ""
     if figure.mean is None:
         return f"-{mark}"
     digits = _DIGITS.get(figure.metric, 1)
     spread = "" if figure.std is None else f" ± {figure.std:.{digits}f}"
+    if 0 < figure.runs < seeds:
+        spread += f" of {figure.runs} run{'s' if figure.runs > 1 else ''}"
     return f"{figure.mean:.{digits}f}{spread}{mark}"
+
+
+def _why(figure: Figure, cell: FilledCell) -> str:
+    """Why there is no figure, or not of all runs."""
+    return "; ".join(why for why in (cell.why, figure.why) if why)
 
 
 def _theirs(figure: Figure) -> str:
@@ -159,7 +168,8 @@ def _explained(filled: Filled) -> list[str]:
     seeds = [seed for seed in filled.seeds if seed is not None]
     runs = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}"
     text = f"Ours: {runs if len(seeds) > 1 else 'one run a cell'}. "
-    return [text + "In brackets: the paper's figure and, on the paper's data, ours less that."]
+    text += "In brackets: the paper's figure and, where data, scale and SR network are the paper's,"
+    return [text + " ours less that."]
 
 
 def _line(cells: list[str]) -> str:

@@ -25,6 +25,7 @@ from sr4ir_dist.data.schema import DatasetError
 from sr4ir_dist.networks.pretrained import WeightsError
 from sr4ir_dist.training import launch
 from sr4ir_dist.training.capacity import Resources, check_resources, wait_for_room
+from sr4ir_dist.training.judged_again import lacking_weights
 from sr4ir_dist.training.node_request import NodeRequest
 from sr4ir_dist.training.plan import Plan, make_plan
 from sr4ir_dist.training.run_queue import Order, Outcome, RunQueue
@@ -199,7 +200,7 @@ def run_lane(config: dict[str, LaneJob]) -> dict[str, Any]:
             return result
         if rank == 0:
             launch.release_starts(plan)
-            ray.get(job.queue.settle.remote(number, Outcome("done", result)))
+            ray.get(job.queue.settle.remote(number, _done(plan, result)))
 
 
 def _next(job: LaneJob, world_size: int) -> tuple[str, int, Plan | None]:
@@ -228,7 +229,11 @@ def _planned(order: Order, storage_uri: str, workers: int) -> Plan | Outcome:
     except (ExperimentError, checkpoint.CheckpointError) as error:
         return Outcome("failed", why=str(error))
     done = launch.finished_result(plan)
-    return plan if done is None else Outcome("done", done)
+    return plan if done is None else _done(plan, done)
+
+
+def _done(plan: Plan, result: dict[str, Any]) -> Outcome:
+    return Outcome("done", result, lpips=lacking_weights(plan, result))
 
 
 def _known(orders: Sequence[Order], storage_uri: str, workers: int) -> dict[int, Outcome]:

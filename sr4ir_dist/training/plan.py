@@ -20,11 +20,16 @@ from sr4ir_dist.networks import published
 from sr4ir_dist.networks.pretrained import Backbone, WeightsError, load_weights
 from sr4ir_dist.networks.vgg import VGG19
 from sr4ir_dist.overrides import override
+from sr4ir_dist.recipes import View
 from sr4ir_dist.tasks.scored import Scored
 from sr4ir_dist.training.build import build_networks, make_task
 from sr4ir_dist.training.state import load_experiment, load_run
 
 RESULT = "result.json"
+VIEWS: dict[View, Role | None] = {"hr": "task", "lr_up": None, "sr": "sr"}
+"""The views that can be judged, and the network without which there is nothing to judge."""
+NO_LPIPS = "no LPIPS: "
+"""What a note begins with that says why there is no such figure."""
 _WEIGHT_FILES = (".pt", ".pth", ".safetensors")
 
 
@@ -59,6 +64,7 @@ class EvaluationRequest:
         lpips: VGG16's weights, where LPIPS is reported.
         notes: what the figures lack, and why.
         exchanged: networks from elsewhere, in place of the checkpoint's.
+        view: what is judged, where it is not what the recipe is judged on.
     """
 
     checkpoint: str
@@ -68,6 +74,7 @@ class EvaluationRequest:
     lpips: str | None = None
     notes: tuple[str, ...] = ()
     exchanged: Mapping[Role, Start] = field(default_factory=dict)
+    view: View | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,7 @@ def make_request(
     settings: Iterable[str],
     storage_uri: str | None = None,
     networks: Mapping[Role, str] | None = None,
+    view: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> EvaluationRequest:
     """Check what an evaluation needs before a worker starts.
@@ -171,6 +179,7 @@ def make_request(
         storage_uri: where weights that are fetched by name go; by default where the run lies.
         networks: a weight file, a checkpoint or a run for a network that takes the place of the
             checkpoint's own (Tables S2 and S4).
+        view: the images to judge, of `VIEWS`; None for those that the recipe is judged on.
         say: is told what is fetched.
 
     Raises:
@@ -182,18 +191,28 @@ def make_request(
     uri = resolve(uri)
     saved = checkpoint.load(uri)
     experiment = override(load_experiment(saved), settings)
+    judged = _view(experiment, view)
     uris = dataset_uris(load_run(saved)["data"] if data is None else data)
     opened = open_split(uris, split)
     experiment = _with_classes(experiment, [opened])
     if storage_uri is None:
         # <storage>/<run>/checkpoints/<step>
         storage_uri = uri.rsplit("/", 3)[0]
-    lpips, notes = _lpips(experiment, storage.absolute(storage_uri), say)
+    lpips, notes = _lpips(experiment, storage.absolute(storage_uri), say, judged)
     notes += _absent(opened, split)
     exchanged: dict[Role, Start] = {
         role: _other(experiment, role, given) for role, given in (networks or {}).items()
     }
-    return EvaluationRequest(uri, experiment, uris, split, lpips, notes, exchanged)
+    return EvaluationRequest(uri, experiment, uris, split, lpips, notes, exchanged, judged)
+
+
+def _view(experiment: Experiment, view: str | None) -> View | None:
+    has = recipes.get(experiment.recipe).init_from
+    allowed: list[View] = [each for each, role in VIEWS.items() if role is None or role in has]
+    if view is None or view in allowed:
+        return view
+    lacks = " has no SR network" if view == "sr" else ""
+    raise ExperimentError(f"view={view}: {experiment.name}{lacks}; allowed: {', '.join(allowed)}")
 
 
 def _other(experiment: Experiment, role: Role, uri: str) -> Start:
@@ -253,11 +272,14 @@ def _smallest_step(experiment: Experiment, training: Split) -> int:
 
 
 def _lpips(
-    experiment: Experiment, storage_uri: str, say: Callable[[str], None]
+    experiment: Experiment,
+    storage_uri: str,
+    say: Callable[[str], None],
+    view: View | None = None,
 ) -> tuple[str | None, tuple[str, ...]]:
     """VGG16's weights for LPIPS, or why there will be no such figure."""
     weights = experiment.evaluation.lpips
-    if weights is None or recipes.get(experiment.recipe).judged_on == "hr":
+    if weights is None or (view or recipes.get(experiment.recipe).judged_on) == "hr":
         return None, ()
     field = "evaluation.lpips"
     if not published.is_name(weights):
@@ -268,7 +290,7 @@ def _lpips(
         uri = published.resolve(weights, "vgg16", storage_uri=storage_uri, field=field, say=say)
         return uri, ()
     except (WeightsError, storage.StorageError) as error:
-        return None, (f"no LPIPS: {error}",)
+        return None, (f"{NO_LPIPS}{error}",)
 
 
 def _run(

@@ -32,11 +32,13 @@ class Outcome:
         kind: it was `done`; what it needs is `missing` (data or weights); or it `failed`.
         result: of a run that is done, as `launch.train` gives it.
         why: of one that is not, in words.
+        lpips: VGG16's weights, of a run that was judged before they were at hand.
     """
 
     kind: Literal["done", "missing", "failed"]
     result: dict[str, Any] | None = None
     why: str = ""
+    lpips: str | None = None
 
 
 class RunQueue:

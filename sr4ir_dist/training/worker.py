@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +134,16 @@ def evaluate_worker(config: dict[str, EvaluationJob]) -> dict[str, Any]:
     """Judge checkpoints on this rank's share; `launch.evaluate` starts it on every worker."""
     job = config["job"]
     prepare_worker(job.resources)
-    return {"figures": [_evaluate(request, job.cache_dir) for request in job.requests]}
+    return {"figures": [judge(request, job.cache_dir) for request in job.requests]}
 
 
-def _evaluate(request: EvaluationRequest, cache_dir: str | None) -> dict[str, float]:
+def judge(request: EvaluationRequest, cache_dir: str | None = None) -> dict[str, float]:
+    """Judge a checkpoint on this rank's share; every rank of the process group must call it.
+
+    Args:
+        request: from `make_request`.
+        cache_dir: node-local cache of shards from remote storage.
+    """
     modules = build_networks(request.experiment, only=state.JUDGED)
     state.load_networks(modules, checkpoint.load(request.checkpoint))
     for role, start in request.exchanged.items():
@@ -150,6 +156,8 @@ def _evaluate(request: EvaluationRequest, cache_dir: str | None) -> dict[str, fl
         engine="none",
         lpips=load_lpips(request.lpips) if request.lpips else None,
     )
+    if request.view is not None:
+        setup = replace(setup, recipe=replace(setup.recipe, judged_on=request.view))
     say: Callable[[str], None] = print if setup.rank == 0 else lambda text: None
     with open_loader(setup, request.data, request.split, cache_dir) as loader:
         return evaluate(setup, loader, say)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from random_runs import write_drawn_image
 from typer.testing import CliRunner
 
 from sr4ir_dist import storage
@@ -57,6 +58,26 @@ def test_a_report_of_a_run(job, published, small_data, tmp_path):
     assert f"report  {out}" in told.output
     assert out.read_text().startswith("<!doctype html>")
     assert json.loads(result.read_text())["runs"]["L->T"]["metrics"] == {"top1": 12.5}
+
+
+def test_costs_of_a_run_and_of_a_name(job, published, tmp_path):
+    run, result = published("drawn_cls/edsr-x4/sr4ir"), tmp_path / "out.json"
+    told = job("analyze", "efficiency", f"ours={run}", "drawn_cls/x4/l2t", "--json", result)
+    assert told.exit_code == 0, told.output
+    costs = json.loads(result.read_text())
+    assert costs.keys() == {"ours", "drawn_cls/x4/l2t"}
+    assert costs["ours"]["gflops"] == costs["ours"]["sr_gflops"] + costs["ours"]["task_gflops"] > 0
+    assert "GFLOPs" in told.output
+
+
+def test_sr_networks_on_a_benchmark(job, published, tmp_path):
+    run, result = published("drawn_cls/edsr-x4/sr4ir"), tmp_path / "out.json"
+    write_drawn_image(tmp_path / "One" / "HR" / "a.png", 48, 40)
+    words = ["analyze", "sr-benchmarks", f"ours={run}", "--benchmark", f"One={tmp_path / 'One'}"]
+    told = job(*words, "--json", result)
+    assert told.exit_code == 0, told.output
+    assert [each["network"] for each in json.loads(result.read_text())] == ["ours", "bicubic"]
+    assert "made here, antialiased bicubic" in told.output
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from torch import nn
 from sr4ir_dist import experiments
 from sr4ir_dist.analysis.efficiency import PAPER, gflops, measure, parameters
 from sr4ir_dist.networks.edsr import EDSR
+from sr4ir_dist.overrides import override
+from sr4ir_dist.training.build import build_networks, make_task
 
 # Parameters and GFLOPs of the networks at the paper's image sizes, as counted elsewhere.
 SR = {
@@ -15,6 +17,7 @@ SR = {
     "cars/edsr-x8/s": (1_665_307, 6.94),
     "voc_seg/edsr-x8/s": (1_665_307, 31.9),
     "voc_det/edsr-x8/s": (1_665_307, 26.2),
+    "cars/swinir-x8/s": (12_047_911, 31.8),
 }
 TASK = {
     "cars/h2t": (11_277_060, 3.63),
@@ -36,6 +39,19 @@ def test_counts_equal_those_made_elsewhere(costs):
         assert costs[name].parameters == count
         assert costs[name].gflops == pytest.approx(operations, rel=3e-3)
         assert costs[name].sr_gflops == 0
+
+
+def test_a_detectors_counts_equal_those_made_elsewhere():
+    """Its features, and all of it where an untrained network proposes as many boxes as it may."""
+    experiment = override(experiments.make("voc_det/x8/l2t"), ["task.classes=20"])
+    (network,) = build_networks(experiment, torch.device("cpu"), only=("task",)).values()
+    task, images = make_task(experiment), [torch.rand(3, 375, 500)]
+    assert parameters(network.eval()) == 19_027_604
+    with torch.inference_mode():
+        features = gflops(lambda: task.features(network, images))
+        everything = gflops(lambda: task.forward(network, images, None))
+    assert features == pytest.approx(9.87, rel=3e-3)
+    assert everything == pytest.approx(40.2, rel=3e-3)
 
 
 def test_table_s3s_parameters_and_operations_are_the_papers(costs):

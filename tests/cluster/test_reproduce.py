@@ -8,7 +8,9 @@ import sys
 import time
 
 import pytest
-from random_runs import write_drawn_image
+import torch
+from random_runs import publish_random, write_drawn_image
+from torchvision.models.vgg import cfgs, make_layers
 
 from sr4ir_dist import checkpoint, experiments, storage
 from sr4ir_dist.overrides import override
@@ -136,6 +138,83 @@ def test_tables_that_are_measured_on_runs(cluster, drawn, tmp_path, run_job):
     assert matrix[1][1] == pytest.approx(runs["drawn_cls"]["top1"])
     pretrained, sr4ir, bicubic = run("tableS6", "--benchmark", f"Two={benchmark}")
     assert all(5 < row[0] < 60 for row in (pretrained, sr4ir, bicubic))
+
+
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory):
+    """Random weights under torchvision's names."""
+    layers = make_layers(cfgs["D"])
+    path = tmp_path_factory.mktemp("weights") / "vgg16.pth"
+    torch.save({f"features.{name}": value for name, value in layers.state_dict().items()}, path)
+    return path
+
+
+@pytest.mark.slow
+def test_finished_runs_are_judged_again_when_the_weights_of_lpips_are_at_hand(
+    cluster, drawn, tmp_path, run_job, vgg16
+):
+    words = ["table3", "--data", f"drawn_cls={drawn}", "--storage", tmp_path, "--scale", "4"]
+    words += ["--sr", "edsr", "--budget", "0.1", "--cpus", "1", "--cpu", "--lanes", "1"]
+    for setting in (*SMALL[2:5], "sr.blocks=1", "sr.features=8", "evaluation.border=2"):
+        words += ["--set", setting]
+    json_file = tmp_path / "table.json"
+
+    def table(*more):
+        result = run_job("reproduce", *words, *more, "--json", json_file)
+        assert result.exit_code == 0, result.output
+        rows = json.loads(json_file.read_text())["cells"]
+        return result.output, {row[0]["experiment"].split("/")[-1]: row[0] for row in rows}
+
+    _, without = table()
+    assert {cell["figures"][1]["mean"] for cell in without.values()} == {None}
+    output, cells = table("--set", f"evaluation.lpips={vgg16}")
+    assert "judging 5 finished runs again, for LPIPS" in output
+    for recipe, cell in cells.items():
+        assert cell["figures"][0] == without[recipe]["figures"][0]
+        assert (cell["figures"][1]["mean"] is None) == (recipe == "h2t")
+    output, again = table("--set", f"evaluation.lpips={vgg16}")
+    assert "judging" not in output
+    assert again == cells
+
+
+@pytest.mark.slow
+def test_training_a_finished_run_again_adds_lpips(
+    cluster, drawn, tmp_path, run_job, train_command, vgg16
+):
+    words = train_command(drawn, str(tmp_path), "--json", str(tmp_path / "result.json"))
+    results = []
+    for more in ((), ("--set", f"evaluation.lpips={vgg16}"), ()):
+        told = run_job("train", *words, *more)
+        assert told.exit_code == 0, told.output
+        results.append(json.loads((tmp_path / "result.json").read_text()))
+    first, second, third = (result.pop("metrics") for result in results)
+    assert second == third == first | {"lpips": second["lpips"]}
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_checkpoints_are_judged_by_commands_with_one_thing_exchanged(
+    cluster, drawn, tmp_path, run_job
+):
+    runs = {}
+    for task in ("cls", "seg"):
+        name, size = f"drawn_{task}/edsr-x4/sr4ir", ("sr.blocks=1", "sr.features=8")
+        settings = (*size, *SMALL[3:6], "task.classes=8")
+        publish_random(tmp_path / task, name, *settings, data=drawn)
+        runs[task] = f"{task}={tmp_path / task}"
+
+    def run(*words):
+        words = (*words, "--cpus", "1", "--cpu", "--json", tmp_path / "out.json")
+        told = run_job(*words)
+        assert told.exit_code == 0, told.output
+        return told.output, json.loads((tmp_path / "out.json").read_text())
+
+    output, matrix = run("analyze", "cross-task", *runs.values())
+    assert {(each["sr"], each["task"]) for each in matrix} == {(a, b) for a in runs for b in runs}
+    assert "(71.4)" in output  # the paper's, by the labels
+    _, sweep = run("analyze", "degradations", runs["cls"], "--blur", 0, "--blur", 5)
+    assert [each["blur"] for each in sweep] == ["0", "5"]
+    assert sweep[1]["metrics"]["psnr"] != sweep[0]["metrics"]["psnr"]
 
 
 DRAWN = (

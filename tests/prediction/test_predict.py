@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,6 +267,26 @@ def test_another_checkpoint_input_or_option_is_refused(published, photos, tmp_pa
             make_plan(**options)
 
 
+def test_other_images_of_the_same_names_are_another_input(published, photos, tmp_path):
+    uri, _ = published("drawn_cls/x4/l2t")
+    days = [tmp_path / "day1", tmp_path / "day2"]
+    for day in days:
+        shutil.copytree(photos, day)
+    (tmp_path / "listed.txt").write_text("day1/a/0.png")
+    sources = [*map(str, days), str(tmp_path / "listed.txt"), str(days[0] / "a" / "0.png")]
+    for number, source in enumerate(sources):
+        make_plan(uri, source, str(tmp_path / f"out{number}"))
+        make_plan(uri, source, str(tmp_path / f"out{number}"))
+    with pytest.raises(PredictionError, match=r"another kind: .*input .*day1, not .*day2\."):
+        make_plan(uri, sources[1], str(tmp_path / "out0"))
+    # Of equal size: the time at which it was written tells.
+    image = days[0] / "a" / "0.png"
+    image.write_bytes(image.read_bytes()[::-1])
+    for number in (0, 2, 3):
+        with pytest.raises(PredictionError, match=r"input .* has changed since\."):
+            make_plan(uri, sources[number], str(tmp_path / f"out{number}"))
+
+
 def test_what_can_never_be_is_refused_before_anything_is_written(published, photos, tmp_path):
     sr, _ = published("drawn_cls/edsr-x4/pretrain")
     task, _ = published("drawn_cls/x4/l2t")
@@ -311,6 +332,21 @@ def test_classes_without_names_are_numbered(published, photos, tmp_path, drawn_d
     header = (tmp_path / "a" / "scores.csv").read_text().splitlines()[0]
     assert header == "image,class,name," + ",".join(f"class {n}" for n in range(8))
     assert plan.classes == NAMES
+
+
+def test_where_no_image_can_be_read_the_tables_are_there_and_empty(published, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "broken.png").write_bytes(b"not an image")
+    for name, table in (("drawn_cls/x4/l2t", "scores.csv"), ("drawn_det/edsr-x4/sr4ir", None)):
+        uri, _ = published(name)
+        summary = predict_here(uri, tmp_path / "in", out := tmp_path / name)
+        assert (summary["predicted"], summary["skipped"]) == (0, 1)
+        if table is None:
+            boxes = json.loads((out / "boxes.json").read_text())
+            assert (boxes["images"], boxes["annotations"]) == ([], [])
+        else:
+            header = "image,class,name," + ",".join(NAMES)
+            assert (out / table).read_text() == f"{header}\n"
 
 
 def test_parts_depend_on_the_images_alone():

@@ -12,6 +12,7 @@ from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
 from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.reproduction import scaling_down
 from sr4ir_dist.reproduction.orders import absolute_files, make_orders
+from sr4ir_dist.reproduction.studies import make_study
 from sr4ir_dist.reproduction.tables import LAYOUTS, make_table
 
 ALL = dict.fromkeys(("voc_seg", "voc_det", "cars", "cub200"), "datasets/none")
@@ -124,6 +125,22 @@ def test_with_pretraining_all_networks_of_a_kind_start_from_one_run(drawn, tmp_p
         if order.experiment.sr is not None and order.experiment.recipe != "pretrain":
             assert first[order.experiment.scale] in order.needs
             assert f"x{order.experiment.scale}-pretrain" in order.experiment.sr.weights
+
+
+def test_table_s6_trains_no_network_that_none_starts_from(drawn, tmp_path):
+    study = make_study("tableS6", ["drawn_cls"], benchmarks={"Two": "none"})
+    orders = make_orders(
+        study.table,
+        {"drawn_cls": drawn},
+        partial(scaling_down.make, budget=0.1),
+        storage_uri=str(tmp_path),
+        seeds=(1, 2, 3),
+        pretrain=True,
+    )
+    recipes_run = Counter(order.experiment.recipe for order in orders.runs)
+    assert recipes_run == {"pretrain": 1, "sr4ir": 3}
+    firsts = {n for (name, _), n in orders.of.items() if name.endswith("pretrain")}
+    assert all(set(order.needs) == firsts for n, order in enumerate(orders.runs) if n not in firsts)
 
 
 def test_a_budget_shortens_everything_that_is_counted_in_epochs():

@@ -7,9 +7,12 @@ import json
 import pytest
 
 from sr4ir_dist import experiments
+from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
+from sr4ir_dist.data.convert.write import convert
 from sr4ir_dist.reproduction.filled import fill
 from sr4ir_dist.reproduction.orders import Orders
-from sr4ir_dist.reproduction.tables import make_table
+from sr4ir_dist.reproduction.run import Reproduction, plan
+from sr4ir_dist.reproduction.tables import make_table, reduced
 from sr4ir_dist.reproduction.written import as_csv, as_html, as_json, as_markdown, write_table
 from sr4ir_dist.training.run_queue import Order, Outcome
 
@@ -41,6 +44,23 @@ def filled():
                 else done(float(values[SEEDS.index(seed)]))
             )
     return fill(table, orders, outcomes, SEEDS)
+
+
+def test_data_that_is_not_the_papers_has_no_differences(tmp_path):
+    convert(DRAWN, open_drawn(train_count=8, val_count=4, size=32), str(tmp_path / "data"))
+    table = make_table("table5", ["cars"])
+    places = {"cars": str(tmp_path / "data")}, str(tmp_path / "runs")
+    orders = plan(Reproduction(table, *places, experiments.make))
+    assert reduced("cars", [8144, 8041]) == reduced("drawn_cls", [8, 4]) == ""
+    outcomes = dict.fromkeys(range(len(orders.runs)), done(50.0))
+    filled = fill(table, orders, outcomes, (None,))
+    figures = [row[0].figures[0] for row in filled.cells]
+    assert {figure.difference for figure in figures} == {None}
+    assert all(figure.paper for figure in figures)
+    assert (
+        "cars has 8 and 4 images to train and to judge on, the paper's 8144 and 8041: there is no "
+        "difference to its figures" in filled.notes
+    )
 
 
 def test_a_figure_is_the_mean_over_seeds_with_its_spread_and_what_it_differs_by(filled):
@@ -75,6 +95,31 @@ def test_csv_and_json_hold_all_figures(filled):
     assert lines[-1]["mean"] == ""
     assert lines[-1]["note"] == "no weights | here"
     assert json.loads(as_json(filled))["cells"][1][0]["figures"][0]["mean"] == 51.0
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [("drawn_cls", "no LPIPS: evaluation.lpips=null here; give"), ("cars", "no LPIPS: no network")],
+)
+def test_a_figure_that_done_runs_lack_says_why(key, why):
+    table = make_table("table3", [key], scales=[4], networks=["edsr"])
+    orders, outcomes = Orders(), {}
+    for number, row in enumerate(table.rows):
+        experiment = experiments.make(row.cells[0].experiment)
+        orders.runs.append(Order(experiment, "data"))
+        orders.of[experiment.name, None] = number
+        result = {"metrics": {"top1": 50.0}, "notes": ["no LPIPS: no network"]}
+        outcomes[number] = Outcome("done", result)
+    filled = fill(table, orders, outcomes, (None,))
+    oracle, l2t = filled.cells[0][0], filled.cells[1][0]
+    assert (oracle.why, l2t.why, l2t.figures[0].why) == ("", "", "")
+    assert "judged on HR images" in oracle.figures[1].why
+    assert l2t.figures[1].why.startswith(why)
+    rows = [line for line in as_markdown(filled).splitlines() if line.startswith("| ")]
+    assert "- [1]" in rows[2]
+    assert "- [2] (0.304)" in rows[3]
+    notes = [line["note"] for line in csv.DictReader(io.StringIO(as_csv(filled)))]
+    assert notes[2:4] == ["", l2t.figures[1].why]
 
 
 def test_html_needs_nothing_else_and_escapes_what_it_is_told(filled):

@@ -182,14 +182,26 @@ def list_images(root: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> tuple[
     Raises:
         DatasetError: the folder is not there.
     """
+    marks, others = list_image_marks(root, suffixes)
+    return list(marks), others
+
+
+def list_image_marks(
+    root: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+) -> tuple[dict[str, storage.Mark], int]:
+    """As `list_images`, with the mark of each file by its path.
+
+    Raises:
+        DatasetError: the folder is not there.
+    """
     if not storage.exists(root):
         raise DatasetError(f"{root}: no such folder")
-    visible = [
-        path
-        for path in storage.list_files(root)
+    visible = {
+        path: mark
+        for path, mark in storage.list_marks(root).items()
         if not any(part.startswith(".") for part in PurePosixPath(path).parts)
-    ]
-    images = [path for path in visible if path.lower().endswith(suffixes)]
+    }
+    images = {path: mark for path, mark in visible.items() if path.lower().endswith(suffixes)}
     return images, len(visible) - len(images)
 
 
