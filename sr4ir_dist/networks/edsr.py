@@ -6,8 +6,12 @@ Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution",
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from sr4ir_dist.networks import merged
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 """Mean colour of DIV2K in [0, 1]."""
@@ -87,6 +91,8 @@ class EDSR(nn.Module):
         for _ in range(scale.bit_length() - 1):
             doublings += [_conv(features, 4 * features), PixelShuffle(2)]
         self.tail = nn.Sequential(nn.Sequential(*doublings), _conv(features, 3))
+        self.merged = False
+        """Compute all doublings and the last convolution as one (`networks.merged`)."""
 
     def forward(self, lr: Tensor) -> Tensor:
         """Super-resolves a batch.
@@ -99,4 +105,10 @@ class EDSR(nn.Module):
         """
         x = self.head(self.sub_mean(lr * 255))
         x = self.body(x) + x
-        return self.add_mean(self.tail(x)) / 255
+        return self.add_mean(self._enlarge(x)) / 255
+
+    def _enlarge(self, x: Tensor) -> Tensor:
+        if not self.merged:
+            return self.tail(x)
+        tail: Any = self.tail
+        return merged.enlarge(x, tail[0][::2], tail[1])

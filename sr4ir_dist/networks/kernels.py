@@ -1,4 +1,4 @@
-"""Layers of torchvision's networks that compute the same faster: same weights, same state keys."""
+"""Layers that compute the same faster, in place of a network's own: same weights, same keys."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch.nn import functional as F
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
+from sr4ir_dist.networks.edsr import EDSR
+from sr4ir_dist.networks.swinir import SwinIR
+
 
 def speed_up(module: nn.Module, *, precision: str) -> nn.Module:
     """Exchange a network's slow layers, in place; results agree to rounding.
@@ -20,7 +23,9 @@ def speed_up(module: nn.Module, *, precision: str) -> nn.Module:
     """
     on_cpu = next(module.parameters()).device.type == "cpu"
     for layer in module.modules():
-        if type(layer) is FrozenBatchNorm2d:
+        if isinstance(layer, EDSR | SwinIR):
+            layer.merged = True
+        elif type(layer) is FrozenBatchNorm2d:
             layer.__class__ = FusedFrozenBatchNorm2d
         elif type(layer) is nn.Conv2d and on_cpu and precision == "bf16" and _depthwise(layer):
             layer.__class__ = DepthwiseConv2d
@@ -44,8 +49,8 @@ class FusedFrozenBatchNorm2d(FrozenBatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise N,C,H,W by the layer's fixed statistics."""
-        statistics = self.running_mean, self.running_var
-        return F.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps)
+        buffers: Any = (self.running_mean, self.running_var, self.weight, self.bias)
+        return F.batch_norm(x, *buffers, eps=self.eps)
 
 
 class DepthwiseConv2d(nn.Conv2d):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
 from sr4ir_dist.degradation import pad_to_multiple
+from sr4ir_dist.networks import merged
 from sr4ir_dist.networks.edsr import RGB_MEAN, PixelShuffle
 
 _MASKED = -100.0
@@ -222,6 +224,8 @@ class SwinIR(nn.Module):
         self.scale = scale
         self.window = window
         self.recompute = recompute
+        self.merged = False
+        """Compute all doublings and the last convolution as one (`networks.merged`)."""
         # In the state dict of no public file.
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_first = _conv(3, features)
@@ -270,8 +274,14 @@ class SwinIR(nn.Module):
                 tokens = group(tokens)
         tokens = self.norm(tokens)
         x = self.conv_after_body(tokens.permute(0, 3, 1, 2)) + x
-        x = self.conv_last(self.upsample(self.conv_before_upsample(x))) + self.mean
+        x = self._enlarge(self.conv_before_upsample(x)) + self.mean
         return x[..., : height * self.scale, : width * self.scale]
+
+    def _enlarge(self, x: Tensor) -> Tensor:
+        if not self.merged:
+            return self.conv_last(self.upsample(x))
+        doublings: Any = self.upsample[::2]
+        return merged.enlarge(x, doublings, self.conv_last)
 
 
 def _check_settings(
