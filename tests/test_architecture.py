@@ -32,6 +32,7 @@ ROOMS = (
         "overrides",
         "faults",
         "s3",
+        "settings",
         "parallel",
         "storage",
         "suggestions",

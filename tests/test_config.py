@@ -29,6 +29,7 @@ CHANGES = {
     "sr.heads": 3,
     "sr.window": 4,
     "sr.drop_path": 0.2,
+    "sr.recompute": True,
     "sr.weights": "a.pt",
     "sr.partial": True,
     "sr.start": "runs/one",
@@ -65,6 +66,8 @@ CHANGES = {
     "micro_batch": 4,
     "batch_norm": "local",
     "precision": "bf16",
+    "gradients": "bf16",
+    "compile": True,
     "zero.sr": 1,
     "zero.task": 2,
     "evaluation.every_epochs": 7,
@@ -79,7 +82,12 @@ CHANGES = {
     "checkpoint.keep_best": 0,
 }
 # They change no weight of a run.
-SAME_RUN = ("evaluation.lpips", "checkpoint.keep_best", "checkpoint.every_minutes")
+SAME_RUN = (
+    "evaluation.lpips",
+    "checkpoint.keep_best",
+    "checkpoint.every_minutes",
+    "sr.recompute",
+)
 GROUPS = {name.rpartition(".")[0] for name in CHANGES} - {"", "optimizers"} | {"optimizers"}
 
 

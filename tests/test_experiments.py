@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from sr4ir_dist import experiments, recipes
-from sr4ir_dist.config import TASK_NETWORKS, ExperimentError
+from sr4ir_dist.config import ExperimentError
 from sr4ir_dist.networks import SR_NETWORKS
 from sr4ir_dist.overrides import override
 from sr4ir_dist.recipes import PRETRAINED, RECIPES
+from sr4ir_dist.settings import TASK_NETWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = experiments.names()

@@ -13,9 +13,10 @@ from typing import Any
 from torch import nn
 
 from sr4ir_dist import recipes
-from sr4ir_dist.config import Experiment, SRNetwork
+from sr4ir_dist.config import Experiment
 from sr4ir_dist.networks.edsr import RGB_MEAN
 from sr4ir_dist.networks.normalize import IMAGENET_MEAN, IMAGENET_STD
+from sr4ir_dist.settings import SRNetwork
 from sr4ir_dist.tasks import Task
 
 _IMAGES = {"layout": "N,3,height,width", "dtype": "float32", "colour": "RGB", "range": [0, 1]}

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sr4ir_dist.config import LPIPS_SIDE
 from sr4ir_dist.metrics.mean import Mean
 from sr4ir_dist.metrics.psnr import check_settings, comparable
 from sr4ir_dist.networks.pretrained import Backbone, load_weights
+from sr4ir_dist.settings import LPIPS_SIDE
 
 
 def load_lpips(uri: str) -> nn.Module:

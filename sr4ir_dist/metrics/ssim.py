@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sr4ir_dist.config import SSIM_WINDOW
 from sr4ir_dist.metrics.mean import Mean
 from sr4ir_dist.metrics.psnr import check_settings, comparable
+from sr4ir_dist.settings import SSIM_WINDOW
 
 SIGMA = 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2

@@ -21,7 +21,7 @@ def speed_up(module: nn.Module, *, precision: str) -> nn.Module:
         module: a network on the device where it will run.
         precision: `fp32`, or `bf16` for autocast.
     """
-    on_cpu = next(module.parameters()).device.type == "cpu"
+    on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
     for layer in module.modules():
         if isinstance(layer, EDSR | SwinIR):
             layer.merged = True
@@ -46,6 +46,11 @@ class FusedFrozenBatchNorm2d(FrozenBatchNorm2d):
 
     torchvision's multiplies and adds, and both make float32 of them.
     """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise N,C,H,W by the layer's fixed statistics."""
@@ -141,7 +146,7 @@ class SeparableRoIAlign(MultiScaleRoIAlign):
         lines = rows.flatten(0, 1) @ image.permute(1, 2, 0).reshape(height, width * channels)
         lines = lines.view(count * bins, width, channels)
         pooled = columns.repeat_interleave(bins, 0) @ lines
-        return pooled.view(count, bins, -1, channels).permute(0, 3, 1, 2)
+        return pooled.view(count, bins, columns.shape[1], channels).permute(0, 3, 1, 2)
 
 
 def _weights(start: Tensor, end: Tensor, bins: int, samples: int, side: int) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sr4ir_dist.config import SRNetwork
+from sr4ir_dist.settings import SRNetwork
 
 # Most memory is taken by the last features, at the SR image's size, and in SwinIR by attention. On
 # CPUs EDSR-baseline then takes 0.8 to 1.4 GB at x2 to x8, and SwinIR-M 1.3 to 1.9 GB.

@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from sr4ir_dist.config import TaskNetwork
 from sr4ir_dist.metrics import Metric
 from sr4ir_dist.networks.pretrained import Backbone
+from sr4ir_dist.settings import TaskNetwork
 from sr4ir_dist.tasks.classification import Classification
 from sr4ir_dist.tasks.detection import Detection
 from sr4ir_dist.tasks.segmentation import Segmentation

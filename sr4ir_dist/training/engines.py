@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sr4ir_dist.config import SGD, AdamW
+from sr4ir_dist.settings import SGD, AdamW
 
 REDUCED_AT_ONCE = 1 << 21
 """Numbers of gradients that ZeRO reduces together, while the backward makes the next ones: small

@@ -16,17 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from sr4ir_dist.checkpoint import Checkpoint, CheckpointError
-from sr4ir_dist.config import (
-    Experiment,
-    ExperimentError,
-    Network,
-    NonNegative,
-    Positive,
-    Role,
-    from_json,
-)
+from sr4ir_dist.config import Experiment, ExperimentError, Network, Role, from_json
 from sr4ir_dist.data.schema import DatasetError
 from sr4ir_dist.data.splits import open_split
+from sr4ir_dist.settings import NonNegative, Positive
 from sr4ir_dist.storage import StorageError
 from sr4ir_dist.training.engines import Engine
 from sr4ir_dist.training.views import Setup

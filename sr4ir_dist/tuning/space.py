@@ -15,14 +15,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sr4ir_dist import recipes, storage
-from sr4ir_dist.config import (
-    NAMED,
-    Experiment,
-    ExperimentError,
-    TaskName,
-    field_paths,
-)
+from sr4ir_dist.config import NAMED, Experiment, ExperimentError, field_paths
 from sr4ir_dist.overrides import override
+from sr4ir_dist.settings import TaskName
 from sr4ir_dist.suggestions import did_you_mean, unknown_key
 
 FIGURES: dict[str, tuple[str, ...]] = {

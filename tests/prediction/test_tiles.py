@@ -3,11 +3,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sr4ir_dist.config import SRNetwork
 from sr4ir_dist.networks import SR_NETWORKS
 from sr4ir_dist.networks.edsr import EDSR
 from sr4ir_dist.networks.swinir import SwinIR
 from sr4ir_dist.prediction.tiles import Tiling, make_tiling, reach, render
+from sr4ir_dist.settings import SRNetwork
 
 EDSR_SETTINGS = SRNetwork(network="edsr", blocks=2, features=4)
 SWINIR_SETTINGS = SRNetwork(network="swinir", blocks=1, features=4, depth=2, heads=2, window=4)

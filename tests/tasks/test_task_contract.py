@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from sr4ir_dist.config import TASK_NETWORKS, TaskNetwork
+from sr4ir_dist.settings import TASK_NETWORKS, TaskNetwork
 from sr4ir_dist.tasks import TASKS, Task, make_task
 from sr4ir_dist.tasks.classification import Classification
 from sr4ir_dist.tasks.detection import Detection
