@@ -43,7 +43,7 @@ _TRANSFORMS = {
     "detection": ("flip",),
 }
 
-_LATER = {"micro_batch": None, "gradients": "fp32", "compile": False}
+_LATER = {"micro_batch": None, "joined_views": False, "gradients": "fp32", "compile": False}
 """Fields that no run's name tells of at these values."""
 _MOST_BYTES = 1 << 20  # of an experiment file, which has a few thousand
 
@@ -85,6 +85,10 @@ class Experiment(Settings):
     cqmix: CQMixSettings = CQMixSettings()
     batch_norm: Literal["sync", "local"] = "sync"
     """Statistics of batch norm in training: over the global batch, or over each rank's share."""
+    joined_views: bool = False
+    """SR, HR and CQMix images go through the task network in one pass, not in three. Batch norm
+    takes each kind by itself still; dropout draws otherwise, and memory grows. Not for detection,
+    whose losses are means over a pass."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` runs the networks' forwards under autocast; weights stay in float32."""
     gradients: Literal["fp32", "bf16"] = "fp32"
@@ -131,6 +135,11 @@ class Experiment(Settings):
                 raise ValueError(
                     f"task.network={task.network!r} is none for {task.name}; allowed: "
                     f"{', '.join(TASK_NETWORKS[task.name])}"
+                )
+            if self.joined_views and task.name == "detection":
+                raise ValueError(
+                    "joined_views=True is not for task.name='detection', whose losses are means "
+                    "over a pass; expected False"
                 )
             if task.min_size > task.max_size:
                 raise ValueError(

@@ -65,6 +65,7 @@ CHANGES = {
     "cqmix.grid": 8,
     "micro_batch": 4,
     "batch_norm": "local",
+    "joined_views": True,
     "precision": "bf16",
     "gradients": "bf16",
     "compile": True,

@@ -1,10 +1,10 @@
 """The end of an SR network, all its doublings and its last convolution, as one convolution.
 
 Nothing bends between them: convolutions to four times the channels, pixel shuffles and a last
-convolution to RGB are one linear map. Computed one by one, at ever larger sizes, they are two thirds
-of EDSR's work at x8 and most of its memory. As one they are a 5x5 convolution of the LR features to
-all colours of an LR pixel's square, whose weights are made of theirs at every call: all learn as
-they would apart.
+convolution to RGB are one linear map. Computed one by one, at ever larger sizes, they are two
+thirds of EDSR's work at x8 and most of its memory. As one they are a 5x5 convolution of the LR
+features to all colours of an LR pixel's square, whose weights are made of theirs at every call: all
+learn as they would apart.
 """
 
 from __future__ import annotations

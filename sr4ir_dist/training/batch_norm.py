@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -92,6 +94,31 @@ def synchronise(module: nn.Module) -> nn.Module:
         if type(layer) is nn.BatchNorm2d:
             layer.__class__ = SyncBatchNorm2d
     return module
+
+
+@contextmanager
+def apart(module: nn.Module, kinds: int) -> Iterator[None]:
+    """Let batch norm take each kind of image by itself where a batch joins several of them.
+
+    Statistics and running statistics are those of one forward for each kind, in their order.
+
+    Args:
+        module: a network; inside, its batches are equal parts of so many kinds.
+        kinds: one changes nothing.
+    """
+    layers = [x for x in module.modules() if isinstance(x, nn.BatchNorm2d)] if kinds > 1 else []
+    for layer in layers:
+        whole = layer.forward
+
+        def forward(x: Tensor, whole: Callable[[Tensor], Tensor] = whole) -> Tensor:
+            return torch.cat([whole(part) for part in x.tensor_split(kinds)])
+
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def average_running_statistics(module: nn.Module, weight: float) -> None:

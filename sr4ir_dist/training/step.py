@@ -50,7 +50,7 @@ def train_step(
     parts = in_passes(setup, inputs)
     for number, phase in enumerate(setup.recipe.phases, 1):
         terms = [term for term in phase.terms if after_warmup or not term.after_warmup]
-        groups = by_graph(phase, terms)
+        groups = [terms] if setup.experiment.joined_views else by_graph(phase, terms)
         with timed(f"phase {number}"), only_trainable(setup, phase):
             told: dict[str, Tensor] = {}
             for part in parts:

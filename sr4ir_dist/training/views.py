@@ -19,6 +19,7 @@ from sr4ir_dist.degradation import crop_back, degrade, enlarge_bilinear, pad_to
 from sr4ir_dist.recipes import Phase, Recipe, View
 from sr4ir_dist.tasks import Task
 from sr4ir_dist.tasks.scored import forward_scored
+from sr4ir_dist.training.batch_norm import apart
 from sr4ir_dist.training.engines import Engine
 
 
@@ -197,6 +198,16 @@ class _Run:
     features: dict[str, Tensor] = field(default_factory=dict)
 
 
+def _split(outputs: Any, parts: int) -> Sequence[Any]:
+    """The outputs of a joined batch, one by one: a tensor, tensors by name, or None."""
+    if outputs is None:
+        return [None] * parts
+    if isinstance(outputs, Tensor):
+        return outputs.tensor_split(parts)
+    split = {name: value.tensor_split(parts) for name, value in outputs.items()}
+    return [{name: values[n] for name, values in split.items()} for n in range(parts)]
+
+
 class Views:
     """The images of one phase, each rendered when it is first asked for.
 
@@ -211,6 +222,9 @@ class Views:
         self._inputs = inputs
         self._images: dict[View, Tensor] = {"hr": inputs.hr}
         self._runs: dict[View, _Run] = {}
+        self._joined: Sequence[View] = ()
+        if setup.experiment.joined_views and phase.updates == ("task",):
+            self._joined = tuple(dict.fromkeys(term.view for term in phase.terms))
         self.relay: Tensor | None = None
 
     def image(self, view: View) -> Tensor:
@@ -276,19 +290,27 @@ class Views:
 
     def _run(self, view: View) -> _Run:
         if view not in self._runs:
-            setup, phase = self._setup, self._phase
-            assert setup.task is not None
-            learns = "task" in phase.updates
-            network = setup.engines["task"] if learns else setup.modules["task"]
-            targets = self._inputs.targets if phase.terms else None
-            call = (network, self._task_images(view), targets)
-            with setup.autocast(), self._tapped() as features:
-                if setup.recipe.scored:
-                    outputs, scores = forward_scored(setup.task, *call)
-                else:
-                    outputs, scores = setup.task.forward(*call), None
-            self._runs[view] = _Run(outputs, scores, features)
+            self._runs |= self._forward(self._joined if view in self._joined else (view,))
         return self._runs[view]
+
+    def _forward(self, views: Sequence[View]) -> dict[View, _Run]:
+        setup, phase = self._setup, self._phase
+        assert setup.task is not None
+        learns = "task" in phase.updates
+        network = setup.engines["task"] if learns else setup.modules["task"]
+        targets = self._inputs.targets if phase.terms else None
+        images: Any = [self._task_images(view) for view in views]
+        call = (network, images[0] if len(views) == 1 else torch.cat(images), targets)
+        kinds = apart(setup.modules["task"], len(views))
+        with setup.autocast(), self._tapped() as features, kinds:
+            if setup.recipe.scored:
+                outputs, scores = forward_scored(setup.task, *call)
+            else:
+                outputs, scores = setup.task.forward(*call), None
+        if len(views) == 1:
+            return {views[0]: _Run(outputs, scores, features)}
+        parts = zip(views, _split(outputs, len(views)), _split(scores, len(views)), strict=True)
+        return {view: _Run(*own) for view, *own in parts}
 
     @contextmanager
     def _tapped(self) -> Iterator[dict[str, Tensor]]:
