@@ -18,10 +18,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -29,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from sr4ir_dist import recipes, storage
+from sr4ir_dist.benchmark.processes import run_ranks
 from sr4ir_dist.benchmark.scaling_rank import Request
 from sr4ir_dist.benchmark.watch import LARGE_BYTES
 from sr4ir_dist.config import Experiment, ExperimentError
@@ -40,10 +38,6 @@ from sr4ir_dist.training.build import build_networks
 from sr4ir_dist.training.engines import build_cpu_operator, cpu_operator
 
 _DRAWN_IMAGES = 512
-
-
-class ScalingError(RuntimeError):
-    """A rank's process failed."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +183,7 @@ def measure(
         say: told what happens.
 
     Raises:
-        ScalingError: a rank failed; the end of its log is told.
+        RankError: a rank failed; the end of its log is told.
         ValueError: a number of ranks is below one.
     """
     if not ranks or min(ranks) < 1:
@@ -211,7 +205,13 @@ def measure(
                     threads,
                     folder,
                 )
-                records = run_ranks(request)
+                records = run_ranks(
+                    "sr4ir_dist.benchmark.scaling_rank",
+                    json.dumps(asdict(request)),
+                    ranks=count,
+                    threads=threads,
+                    folder=folder,
+                )
             run = combine(experiment, records, gradient_bytes, warm_up=warm_up, load=load)
             runs.append(run)
             say(
@@ -227,49 +227,6 @@ def trainable_bytes(experiment: Experiment) -> dict[str, int]:
         name: 4 * sum(p.numel() for p in module.parameters() if p.requires_grad)
         for name, module in build_networks(experiment).items()
     }
-
-
-def run_ranks(request: Request) -> list[dict[str, Any]]:
-    """Start the ranks' processes and return what each recorded.
-
-    Raises:
-        ScalingError: one failed; the others are ended.
-    """
-    logs = [Path(request.folder, f"log-{rank}.txt") for rank in range(request.ranks)]
-    processes = []
-    try:
-        for rank, log in enumerate(logs):
-            environment = os.environ | {
-                "CUDA_VISIBLE_DEVICES": "",
-                "GLOO_SOCKET_IFNAME": "lo",
-                "LOCAL_RANK": str(rank),
-                "OMP_NUM_THREADS": str(request.threads),
-            }
-            program = [sys.executable, "-m", "sr4ir_dist.benchmark.scaling_rank"]
-            with log.open("wb") as sink:
-                processes.append(
-                    subprocess.Popen(
-                        [*program, json.dumps(asdict(request)), str(rank)],
-                        env=environment,
-                        stdout=sink,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-        # A rank that failed leaves the others waiting for it.
-        while {process.poll() for process in processes} in ({None}, {None, 0}):
-            time.sleep(0.1)
-        codes = [process.poll() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    for code, log in zip(codes, logs, strict=True):
-        if code not in (0, None):
-            raise ScalingError(f"a rank ended with code {code}: {log.read_text()[-2000:]}")
-    return [
-        json.loads(Path(request.folder, f"rank-{rank}.json").read_text())
-        for rank in range(request.ranks)
-    ]
 
 
 def combine(

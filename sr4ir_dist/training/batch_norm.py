@@ -110,8 +110,8 @@ def apart(module: nn.Module, kinds: int) -> Iterator[None]:
     for layer in layers:
         whole = layer.forward
 
-        def forward(x: Tensor, whole: Callable[[Tensor], Tensor] = whole) -> Tensor:
-            return torch.cat([whole(part) for part in x.tensor_split(kinds)])
+        def forward(input: Tensor, whole: Callable[[Tensor], Tensor] = whole) -> Tensor:
+            return torch.cat([whole(part) for part in input.tensor_split(kinds)])
 
         layer.forward = forward
     try:
