@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -52,7 +53,7 @@ def evaluate(
     seen, small, bad = Mean(), Mean(), Mean()
     for module in setup.modules.values():
         module.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), _uncompiled(setup):
         for number, batch in enumerate(loader.epoch(1), 1):
             if number % max(1, loader.steps_per_epoch // 10) == 0:
                 say(f"judged {number} of {loader.steps_per_epoch} batches")
@@ -90,6 +91,16 @@ def _quality(setup: Setup) -> dict[str, Any]:
     if setup.lpips is not None:
         quality["lpips"] = LPIPS(setup.lpips, border=settings.border)
     return quality
+
+
+def _uncompiled(setup: Setup) -> AbstractContextManager[Any]:
+    """Compiled networks run as they are written: they would be compiled anew for sizes of images.
+
+    That takes longer than an evaluation saves.
+    """
+    if not setup.experiment.compile:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _of_one_size(batch: Batch) -> Iterator[Batch]:

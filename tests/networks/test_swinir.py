@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sr4ir_dist.benchmark.step_cost import _Watch
 from sr4ir_dist.networks import swinir
 from sr4ir_dist.networks.edsr import RGB_MEAN
 from sr4ir_dist.networks.swinir import SwinIR
@@ -219,6 +220,38 @@ def test_stochastic_depth_follows_the_global_generator_in_training_alone() -> No
     assert not torch.equal(first[0], first[1])  # each image by its own coin
     network.eval()
     assert torch.equal(network(lr), network(lr))
+
+
+def test_recomputed_groups_give_the_same_for_less_memory() -> None:
+    lr = torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(1))
+    outputs, gradients, peaks = [], [], []
+    for recompute in (False, True):
+        network = tiny(blocks=3, depth=3, drop_path=0.5, recompute=recompute).train()
+
+        def step(network: SwinIR = network) -> Tensor:
+            torch.manual_seed(2)
+            output = network(lr)
+            output.square().mean().backward()
+            return output.detach()
+
+        outputs.append(step())
+        gradients.append({name: p.grad for name, p in network.named_parameters()})
+        with torch.no_grad():
+            torch.manual_seed(2)
+            assert torch.equal(network(lr), outputs[0])
+        network.zero_grad()
+        # Alone: beside a counter of FLOPs, whose hooks hold on to what groups compute.
+        with _Watch() as watch:
+            step()
+        peaks.append(watch.peak)
+    assert torch.equal(*outputs)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        found = gradients[1][name]
+        assert gradient is not None
+        assert found is not None
+        assert torch.equal(found, gradient), name
+    assert peaks[1] < 0.5 * peaks[0]
 
 
 def test_images_of_a_batch_do_not_see_each_other() -> None:

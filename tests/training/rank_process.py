@@ -56,6 +56,7 @@ def main(folder, data, flawed, few, rank, world_size):
         "segmentation": segmentation_outcome(rank, world_size),
         "canvas": canvas_inputs(rank, world_size),
         "bf16": bf16(rank, world_size),
+        "short": short_gradients(rank, world_size),
         "evaluation": evaluation(data, rank, world_size),
         "non_finite": non_finite(rank, world_size),
         "flawed": flawed_run(flawed, rank, world_size),
@@ -193,6 +194,18 @@ def bf16(rank, world_size):
             world_size=world_size,
         )
         results[recipe] = outcome(setup, run_steps(setup))
+    return results
+
+
+def short_gradients(rank, world_size):
+    """A step whose gradients travel in bfloat16, at each ZeRO stage, and one in float32."""
+    results = {}
+    for stage in ("plain", 0, 1, 2):
+        experiment = staged("sr4ir", 0 if stage == "plain" else stage)
+        experiment = experiment.model_copy(update={"gradients": "bf16"})
+        engine = "plain" if stage == "plain" else "deepspeed"
+        setup = tiny_setup(experiment, engine=engine, rank=rank, world_size=world_size)
+        results[stage] = outcome(setup, run_steps(setup, last=1))
     return results
 
 

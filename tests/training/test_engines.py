@@ -188,6 +188,17 @@ def test_two_ranks_in_passes_equal_plain_engines_in_passes(two_ranks, stage):
         assert_same_training(found, expected, ALTERNATING, tolerance=1e-5)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradients_that_travel_in_bfloat16_are_rounded(two_ranks, stage):
+    first, second = (results["short"][stage] for results in two_ranks.by_rank)
+    expected = two_ranks.by_rank[0]["short"]["plain"]
+    assert_same_training(first, expected, ALTERNATING, tolerance=ROUNDING)
+    for role in ("sr", "task"):
+        states = flat(expected, "optimizers", role)
+        assert (flat(first, "optimizers", role) - states).norm() > 1e-4 * states.norm()
+    assert_equal(second, first)
+
+
 @settings(max_examples=200, deadline=None)
 @given(images=st.integers(1, 200), world_size=st.integers(1, 16), micro_batch=st.integers(1, 50))
 def test_every_rank_has_as_many_passes_and_each_image_is_in_one(images, world_size, micro_batch):

@@ -61,6 +61,15 @@ def test_images_of_different_sizes_are_judged_one_by_one(data):
     assert told[-1] == "judged 5 of 5 batches"
 
 
+def test_compiled_networks_are_judged_without_compiling_for_each_size(data):
+    from torch._dynamo.utils import counters
+
+    expected, _ = figures(data, 4)
+    counters.clear()
+    assert figures(data, 4, "compile=true")[0] == expected
+    assert counters["frames"]["total"] == 0
+
+
 def test_lpips_is_reported_where_its_network_is_there(data):
     found, _ = figures(data, 2, lpips=Distance())
     assert found.keys() == {"psnr", "ssim", "lpips", "images"}
