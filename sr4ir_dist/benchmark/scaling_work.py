@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from sr4ir_dist.benchmark.scaling_model import Collectives, PhaseWork
 from sr4ir_dist.benchmark.watch import watch_phases
 from sr4ir_dist.config import Experiment
+from sr4ir_dist.networks.edsr import EDSR
+from sr4ir_dist.networks.swinir import SwinIR
 from sr4ir_dist.overrides import override
 from sr4ir_dist.training.build import build_networks, make_setup, open_loader, settle_random_start
 from sr4ir_dist.training.engines import PlainEngine
@@ -67,7 +69,7 @@ class _Standing(PlainEngine):
 def count_work(
     experiment: Experiment, data: Sequence[str], *, gathered: bool = True
 ) -> tuple[PhaseWork, ...]:
-    """Run one step of two images and count what each phase does.
+    """Run one step of two images and count what each phase does, SR networks layer by layer.
 
     Args:
         experiment: as `scaling.prepare` returns it.
@@ -80,6 +82,10 @@ def count_work(
     if "task" in modules:
         settle_random_start(experiment, modules["task"], data)
     setup = make_setup(experiment, modules, engine="plain")
+    for module in modules.values():
+        if isinstance(module, EDSR | SwinIR):
+            # Made one, the layers' weights are computed once a step, not for each image.
+            module.merged = False
     engines = {
         role: _Standing(engine.module, torch.optim.SGD(engine.trainable, lr=0.0))
         for role, engine in setup.engines.items()

@@ -18,12 +18,15 @@ RECORD = (
     "record them: pytest tests/benchmark/test_benchmark_step.py -k costs_no_more "
     "--record=tests/assets"
 )
-# Of a forward and backward per image in 1e9 operations: the published step, and the least.
+# Of a forward and backward per image in 1e9 operations: the published step, and the least with
+# every layer computed one after the other.
 COUNTED = {
     "cub200/edsr-x8": (70.6, 70.6),
     "cub200/edsr-x4": (92.6, 92.6),
     "voc_seg/edsr-x8": (320.8, 292.7),
     "voc_seg/edsr-x4": (421.8, 393.6),
+    "voc_det/edsr-x8": (433.5, 347.8),
+    "voc_det/edsr-x4": (515.1, 429.4),
 }
 SMALL = {
     "cub200": ["data.resize=64", "data.crop=64"],
@@ -44,19 +47,26 @@ def make(label: str, name: str, images: int, *settings: str) -> Contender:
         "cub200/edsr-x4",
         "voc_seg/edsr-x8",
         pytest.param("voc_seg/edsr-x4", marks=pytest.mark.slow),
+        pytest.param("voc_det/edsr-x8", marks=pytest.mark.slow),
+        pytest.param("voc_det/edsr-x4", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("label", [PUBLISHED, "ours"])
 def test_flops_per_image_at_full_size(name: str, label: str):
-    expected = COUNTED[name][label != PUBLISHED]
+    published, least = COUNTED[name]
     each = make(label, f"{name}/sr4ir", 2)
-    assert each.cost().gflops / 2 == pytest.approx(expected, rel=0.01)
+    gflops = each.cost().gflops / 2
+    if label == PUBLISHED:
+        assert gflops == pytest.approx(published, rel=0.01)
+    else:
+        assert gflops < least
 
 
 @pytest.mark.parametrize("data", SMALL)
 def test_first_losses_are_the_published_ones(data: str):
     settings = SMALL[data]
-    pair = [make(label, f"{data}/edsr-x4/sr4ir", 2, *settings) for label in (PUBLISHED, "ours")]
+    # Batch norm over the pooled values of two images would magnify rounding.
+    pair = [make(label, f"{data}/edsr-x4/sr4ir", 4, *settings) for label in (PUBLISHED, "ours")]
     published, ours = compare(pair, steps=1, warm_up=2, peak=1.0)
     assert ours.losses.keys() == published.losses.keys()
     for name, loss in published.losses.items():

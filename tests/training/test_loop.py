@@ -182,7 +182,7 @@ def test_a_wish_to_save_is_met_once(drawn, wished_after):
 @pytest.mark.parametrize(("engine", "stage"), [("plain", 0), ("deepspeed", 0), ("deepspeed", 2)])
 def test_saving_and_logging_change_nothing(drawn, engine, stage):
     experiment = short_experiment("sr4ir", *engines(stage))
-    saved, silent = fresh(experiment, engine), fresh(experiment, engine)
+    saved = fresh(experiment, engine)
     calls = []
 
     def publish(progress):
@@ -193,9 +193,8 @@ def test_saving_and_logging_change_nothing(drawn, engine, stage):
     rarely = experiment.model_copy(
         update={"checkpoint": experiment.checkpoint.model_copy(update={"every_steps": None})}
     )
-    second = run(
-        make_setup(rarely, silent.modules, engine=engine), drawn, Progress(), log_every=100
-    )
+    silent = fresh(rarely, engine)
+    second = run(silent, drawn, Progress(), log_every=100)
     assert calls == [1, 2, 3, 4]
     ends = content(saved, first), content(silent, second)
     for name in ("sr.safetensors", "task.safetensors"):
