@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from sr4ir_dist import experiments, storage
-from sr4ir_dist.cli import JsonFile, Settings, console, make_app, say, user_errors, write_result
-from sr4ir_dist.config import Experiment
+from sr4ir_dist import experiments, parallel, storage
+from sr4ir_dist.cli import (
+    Address,
+    JsonFile,
+    Settings,
+    console,
+    make_app,
+    say,
+    user_errors,
+    write_result,
+)
 from sr4ir_dist.overrides import override
-
-if TYPE_CHECKING:
-    from sr4ir_dist.benchmark.data import Entry
-    from sr4ir_dist.benchmark.scaling import Run
-    from sr4ir_dist.benchmark.scaling_outlook import Check, Outlook
-    from sr4ir_dist.benchmark.step import Result
 
 app = make_app()
 
@@ -68,9 +68,11 @@ def data(
     """
     from sr4ir_dist.benchmark.contenders import CONTENDERS, Work
     from sr4ir_dist.benchmark.data import measure
+    from sr4ir_dist.benchmark.loopback import bucket_of
+    from sr4ir_dist.benchmark.tables import of_data
     from sr4ir_dist.data.convert.source import list_images
 
-    with user_errors(), _bucket(s3) as bucket, tempfile.TemporaryDirectory(dir=folder) as work:
+    with user_errors(), bucket_of(s3) as bucket, tempfile.TemporaryDirectory(dir=folder) as work:
         paths, _ = list_images(images)
         jpegs = [path for path in paths if path.lower().endswith((".jpg", ".jpeg"))]
         if not jpegs:
@@ -83,22 +85,10 @@ def data(
             bucket=bucket,
             say=say,
         )
-        _print(entries)
-        write_result(
-            json_file,
-            {
-                "images": len(jpegs) * copies,
-                "workers": workers,
-                "batch_size": batch_size,
-                "resize": resize,
-                "crop": crop,
-                "epochs": epochs,
-                "entries": [
-                    asdict(entry) | {"median": asdict(entry.median) if entry.runs else None}
-                    for entry in entries
-                ],
-            },
-        )
+        console.print(of_data(entries))
+        result = {"images": len(jpegs) * copies, "workers": workers, "batch_size": batch_size}
+        result |= {"resize": resize, "crop": crop, "epochs": epochs}
+        write_result(json_file, result | {"entries": [each.as_result() for each in entries]})
 
 
 @app.command()
@@ -143,6 +133,7 @@ def step(
         measured_peak,
         random_batch,
     )
+    from sr4ir_dist.benchmark.tables import of_steps
 
     with user_errors():
         torch.set_num_threads(threads or os.cpu_count() or 1)
@@ -166,33 +157,125 @@ def step(
             peak=peak,
             told=lambda done, total: say(f"round {done} of {total}"),
         )
-        _print_steps(results)
+        console.print(of_steps(results))
         result = {"images": images, "steps": steps, "threads": torch.get_num_threads()}
         result |= {"experiment": name, "settings": settings or [], "cores": os.cpu_count()}
         result |= {"peak_gflops_fp32": peak / 1e9, "load_before": os.getloadavg()[0]}
         write_result(json_file, result | {"results": [asdict(each) for each in results]})
 
 
-def _print_steps(results: list[Result]) -> None:
-    table = Table("step", "ms", "images/s", "speed-up", "phase 1", "phase 2", "backward")
-    for heading in ("optimizer", "GFLOPs/image", "of peak", "operators", "syncs", "peak MB"):
-        table.add_column(heading, justify="right")
-    for each in results:
-        parts = (f"{1e3 * seconds:,.0f}" for seconds in each.parts.values())
-        cost = each.cost
-        table.add_row(
-            each.label,
-            f"{1e3 * each.seconds:,.0f}",
-            f"{each.images_per_second:.3g}",
-            f"{each.speedup:.2f}",
-            *parts,
-            f"{cost.gflops / each.images:.1f}",
-            f"{each.peak_share:.0%}",
-            f"{cost.operators:,}",
-            str(cost.syncs),
-            f"{cost.peak_mb:,.0f}",
+@app.command()
+def overhead(
+    name: Annotated[
+        str, typer.Argument(help="Experiment whose networks step, as for train.py.")
+    ] = "cub200/edsr-x8/sr4ir",
+    settings: Settings = None,
+    pixels: Annotated[int, typer.Option(min=8, help="Side of the tiny images.")] = 32,
+    images: Annotated[int, typer.Option(min=2, help="Images of a tiny step.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each.")] = 50,
+    warm_up: Annotated[int, typer.Option(min=1, help="Steps before them.")] = 5,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; by default one a core.")
+    ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray/--no-ray", help="Measure in a Ray Train worker too.")
+    ] = True,
+    of: Annotated[
+        str | None,
+        typer.Option(
+            help="What the share is of: the seconds of a step, or an experiment of which steps "
+            "are timed at its own size. By default NAME."
+        ),
+    ] = None,
+    of_images: Annotated[int, typer.Option(min=2, help="Images of that step.")] = 4,
+    of_steps: Annotated[int, typer.Option(min=1, help="Timed steps of that size.")] = 2,
+    address: Address = None,
+    json_file: JsonFile = None,
+) -> None:
+    """What Ray and DeepSpeed add to a training step, in milliseconds and as a share of it.
+
+    The experiment's own networks step on a tiny input, in turn in one process with equal starts:
+    on plain PyTorch engines, on DeepSpeed's, and in the training loop with all that a Ray Train
+    worker has around it (losses are read every step; training
+    reads those of ten at once, by default). Then the same
+    in a worker that Ray runs: what Ray's processes take of the CPUs shows between the columns.
+    Figures are medians; differences are within a round. One rank: communication is what
+    `scaling` measures.
+    """
+    import torch
+
+    from sr4ir_dist.benchmark.overhead import (
+        Request,
+        full_size,
+        measure_in_ray,
+        measure_plainly,
+        tiny,
+    )
+    from sr4ir_dist.benchmark.step import make_experiment
+    from sr4ir_dist.benchmark.tables import of_overhead
+    from sr4ir_dist.training.launch import TrainingError
+
+    with user_errors(TrainingError):
+        count = threads or os.cpu_count() or 1
+        torch.set_num_threads(count)
+        load = os.getloadavg()[0]
+        experiment = tiny(
+            make_experiment(name, [f"batch_size={images}", *(settings or [])]), pixels
         )
-    console.print(table)
+        request = Request(experiment, images, steps, warm_up, count)
+        full = full_size(of or name, settings or [], of_images, of_steps, say=say)
+        say(f"{warm_up + steps} rounds in this process")
+        found = {"a process": measure_plainly(request)}
+        if ray:
+            say(f"{warm_up + steps} rounds in a Ray Train worker")
+            parallel.connect(address)
+            found["a Ray worker"] = measure_in_ray(request)
+        console.print(of_overhead(found, full))
+        result = {"settings": settings or [], "pixels": pixels, "images": images, "steps": steps}
+        result |= {"threads": count, "cores": os.cpu_count(), "load_before": load}
+        result |= {"experiment": name, "full_size": asdict(full)}
+        write_result(json_file, result | {"found": {k: asdict(v) for k, v in found.items()}})
+
+
+@app.command()
+def start(
+    name: Annotated[
+        str, typer.Argument(help="Experiment on the drawn dataset, as for train.py.")
+    ] = "drawn_cls/edsr-x4/sr4ir",
+    settings: Settings = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs, the first of which may be cold.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Ranks.")] = 1,
+    images: Annotated[int, typer.Option(min=8, help="Images of the drawn dataset.")] = 64,
+    size: Annotated[int, typer.Option(min=32, help="Their side in pixels.")] = 64,
+    json_file: JsonFile = None,
+) -> None:
+    """How long it takes from `python jobs/train.py` to the end of the first training step.
+
+    Runs of one epoch on a small drawn dataset in a temporary folder, one after the other, each from
+    nothing, as a user starts them: *imports* of the command, the *plan* that is checked, *Ray* that
+    starts here (or is joined, where RAY_ADDRESS names a cluster), *workers* that Ray Train starts,
+    with their imports, *networks* and engines, the *first batch* and the *first step*. The job
+    prints the same line in every run. The first run also reads from disk what later ones have in
+    memory, and may build DeepSpeed's operator, once for a machine.
+    """
+    from sr4ir_dist.benchmark.start import StartError, measure
+    from sr4ir_dist.benchmark.tables import of_starts
+
+    with user_errors(StartError):
+        starts = measure(
+            Path(__file__).parent,
+            name,
+            settings or [],
+            runs=runs,
+            workers=workers,
+            images=images,
+            size=size,
+            say=say,
+        )
+        console.print(of_starts(starts))
+        result = {"experiment": name, "settings": settings or [], "workers": workers}
+        result |= {"cores": os.cpu_count(), "runs": [asdict(each) for each in starts]}
+        write_result(json_file, result)
 
 
 _FULL_SIZE = ("cub200/edsr-x8/sr4ir", "voc_seg/edsr-x8/sr4ir", "voc_det/edsr-x8/sr4ir")
@@ -263,18 +346,27 @@ def scaling(
     from sr4ir_dist.benchmark.scaling import ScalingError
     from sr4ir_dist.benchmark.scaling_outlook import (
         DGX_H100,
+        as_result,
         experiment_work,
+        measure_here,
+        numbers,
         outlook,
     )
+    from sr4ir_dist.benchmark.tables import of_outlook, of_runs
 
     with user_errors(ScalingError):
         result: dict[str, Any] = {"experiment": name, "settings": settings or []}
         result |= {"load_before": os.getloadavg()[0], "cores": os.cpu_count()}
-        counts, sizes = _numbers("--gpus", gpus), _numbers("--batches", batches)
+        counts, sizes = numbers("--gpus", gpus), numbers("--batches", batches)
         if repeats:
             options = {"steps": steps, "warm_up": warm_up, "repeats": repeats, "threads": threads}
             experiment = override(experiments.make(name), settings or [])
-            result |= _measure_scaling(experiment, data, _numbers("--ranks", ranks), options)
+            runs, checks = measure_here(
+                experiment, data, ranks=numbers("--ranks", ranks), **options, say=say
+            )
+            for table in of_runs(runs, checks):
+                console.print(table)
+            result |= options | as_result(experiment, runs, checks)
         cluster = replace(
             DGX_H100,
             flops=tflops * 1e12,
@@ -289,132 +381,16 @@ def scaling(
             overlap=overlap,
         )
         result |= {"cluster": asdict(cluster), "model": {}}
-        for modelled in full_size or _FULL_SIZE:
-            if modelled == "none":
-                continue
+        for modelled in [each for each in full_size or _FULL_SIZE if each != "none"]:
             say(f"counting the work of {modelled}")
             batch, work = experiment_work(*modelled.split())
             found = outlook(work, cluster, counts, sorted({batch, *sizes}))
-            _print_outlook(modelled, found)
+            console.print(of_outlook(modelled, found))
             result["model"][modelled] = {
                 "work": [asdict(phase) for phase in work],
                 "gpus": [asdict(each) for each in found],
             }
         write_result(json_file, result)
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise ValueError(f"{option} {text}: expected whole numbers above 0, such as 1,2,4")
-    return [int(part) for part in parts]
-
-
-def _measure_scaling(
-    experiment: Experiment,
-    data: list[str] | None,
-    ranks: list[int],
-    options: dict[str, int],
-) -> dict[str, Any]:
-    from sr4ir_dist.benchmark.scaling import drawn_data, measure, prepare
-    from sr4ir_dist.benchmark.scaling_outlook import check_here
-
-    drawn = nullcontext(data) if data else drawn_data(experiment)
-    with drawn as found:
-        uris = [found] if isinstance(found, str) else found
-        prepared = prepare(experiment, uris)
-        runs = measure(prepared, uris, ranks=ranks, **options, say=say)
-        checks = check_here(prepared, uris, runs, **options, say=say) if max(ranks) > 1 else []
-    _print_runs(runs, checks)
-    measured = {str(count): _medians(runs, count) for count in ranks}
-    return options | {
-        "batch_size": experiment.batch_size,
-        "medians": measured,
-        "runs": [asdict(run) for run in runs],
-        "check": [asdict(each) | {"error": each.error} for each in checks],
-    }
-
-
-def _medians(runs: list[Run], ranks: int) -> dict[str, Any]:
-    from sr4ir_dist.benchmark.scaling import median
-
-    of_ranks = [run for run in runs if run.ranks == ranks]
-    phases = [asdict(phase) | {"rest": phase.rest} for phase in of_ranks[0].phases]
-    return asdict(median([run.times for run in of_ranks])) | {"phases_of_first_run": phases}
-
-
-def _print_runs(runs: list[Run], checks: list[Check]) -> None:
-    from sr4ir_dist.benchmark.scaling import median
-
-    parts = ("step", "compute", "transfer", "waiting", "data")
-    times = Table("ranks", *(f"{part} ms" for part in parts), "model's error")
-    traffic = Table("ranks", "phase updates", "sent MB", "gradients", "batch norm", "rest")
-    errors = {check.ranks: f"{check.error:+.0%}" for check in checks}
-    for count in sorted({run.ranks for run in runs}):
-        of_count = [run for run in runs if run.ranks == count]
-        found = median([run.times for run in of_count])
-        cells = (f"{1e3 * getattr(found, part):,.1f}" for part in parts)
-        times.add_row(str(count), *cells, errors.get(count, ""))
-        for phase in of_count[0].phases if count > 1 else ():
-            sizes = (phase.measured, phase.gradients, phase.batch_norm, phase.rest + phase.other)
-            cells = (f"{size / 1e6:,.3f}" for size in sizes)
-            traffic.add_row(str(count), " and ".join(phase.updates), *cells)
-    console.print(times)
-    console.print(traffic)
-
-
-def _print_outlook(name: str, found: list[Outlook]) -> None:
-    told = "images a GPU, milliseconds, efficiency, smallest batches of 50 and 80 %"
-    table = Table(title=f"{name}, modelled: {told}")
-    headings = ("GPUs", "batch", "images", "compute", "comm.", "data ms", "eff.", "50 %", "80 %")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for each in found:
-        thresholds = [f"{b:,}" if b else "never" for b in (each.batch_50, each.batch_80)]
-        for number, step in enumerate(each.steps):
-            table.add_row(
-                str(step.gpus) if not number else "",
-                f"{step.batch:,}",
-                f"{step.images:,}",
-                *(f"{1e3 * t:,.1f}" for t in (step.compute, step.communication, step.data)),
-                f"{step.efficiency:.0%}",
-                *(thresholds if not number else ("", "")),
-            )
-    console.print(table)
-
-
-@contextmanager
-def _bucket(s3: str | None) -> Iterator[str | None]:
-    """The prefix to measure from; for `loopback` there is a server as long as this is open."""
-    if s3 != "loopback":
-        yield s3
-        return
-    import boto3
-
-    from sr4ir_dist.benchmark.loopback import s3_server
-
-    with s3_server() as environment:
-        os.environ.update(environment)
-        boto3.client("s3").create_bucket(Bucket="benchmark")
-        yield "s3://benchmark/data"
-
-
-def _print(entries: list[Entry]) -> None:
-    table = Table("contender", "from")
-    for heading in ("first epoch", "later epochs", "peak memory"):
-        table.add_column(heading, justify="right")
-    for entry in entries:
-        if entry.runs:
-            figures = entry.median
-            cells = (
-                f"{figures.first:,.0f} images/s",
-                f"{figures.later:,.0f} images/s",
-                f"{figures.peak_mib:,.0f} MiB",
-            )
-        else:
-            cells = (entry.failure or "", "", "")
-        table.add_row(entry.name, entry.where, *cells)
-    console.print(table)
 
 
 if __name__ == "__main__":

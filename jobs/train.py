@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -118,9 +118,11 @@ def main(
 
     # Ray and torch take seconds to import, which --help and --list need not wait for.
     from sr4ir_dist.training import launch
+    from sr4ir_dist.training.first_step import Marks, process_began
     from sr4ir_dist.training.judged_again import Lacking, add_lpips, lacking_weights
     from sr4ir_dist.training.plan import make_plan
 
+    marks = Marks(process_began()).after("imports")
     with user_errors(launch.TrainingError):
         refuse_job_folder(storage_uri)
         chosen = [experiment] if seeds is None else _with_seeds(experiment, seeds)
@@ -129,6 +131,12 @@ def main(
         resources = launch.Resources(
             most, cpus, gpu, max_failures, least, 60 * wait_minutes, rank_timeout
         )
+        marks = marks.after("plan")
+        how: dict[str, Any] = {
+            "log_every": log_every,
+            "cache_dir": cache_dir,
+            "observers": callback or (),
+        }
         results = []
         for plan in plans:
             result = launch.finished_result(plan)
@@ -137,14 +145,9 @@ def main(
                 for note in plan.notes:
                     say(f"note: {note}")
                 parallel.connect(address)
-                result = launch.train(
-                    plan,
-                    resources,
-                    log_every=log_every,
-                    cache_dir=cache_dir,
-                    observers=callback or (),
-                    say=say,
-                )
+                # Of several runs the first one alone starts with this process.
+                first = None if results else marks.after("Ray")
+                result = launch.train(plan, resources, **how, marks=first, say=say)
             else:
                 console.print(f"run [bold]{plan.run}[/] is finished already", highlight=False)
                 weights = lacking_weights(plan, result)

@@ -8,8 +8,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -49,6 +50,10 @@ class Entry:
         """The median of each figure over the runs."""
         columns = zip(*((run.first, run.later, run.peak_mib) for run in self.runs), strict=True)
         return Figures(*map(statistics.median, columns))
+
+    def as_result(self) -> dict[str, Any]:
+        """The outcome as JSON has it."""
+        return asdict(self) | {"median": asdict(self.median) if self.runs else None}
 
 
 def measure(

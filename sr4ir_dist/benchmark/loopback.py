@@ -48,6 +48,20 @@ def s3_server() -> Iterator[dict[str, str]]:
             server.wait(20)
 
 
+@contextmanager
+def bucket_of(prefix: str | None) -> Iterator[str | None]:
+    """The prefix to measure from; for `loopback` there is a server as long as this is open."""
+    if prefix != "loopback":
+        yield prefix
+        return
+    import boto3
+
+    with s3_server() as environment:
+        os.environ.update(environment)
+        boto3.client("s3").create_bucket(Bucket="benchmark")
+        yield "s3://benchmark/data"
+
+
 def _endpoint(server: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:

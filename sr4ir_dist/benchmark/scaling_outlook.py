@@ -6,7 +6,9 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from sr4ir_dist import experiments
 from sr4ir_dist.benchmark import scaling
@@ -121,6 +123,57 @@ def check(
     return checks
 
 
+def measure_here(
+    experiment: Experiment,
+    data: Sequence[str] | None,
+    *,
+    ranks: Sequence[int],
+    steps: int,
+    warm_up: int,
+    repeats: int,
+    threads: int,
+    say: Callable[[str], None],
+) -> tuple[list[Run], list[Check]]:
+    """Run each number of ranks here, and check the model where there are several of them.
+
+    Args:
+        experiment: what to measure.
+        data: the dataset; None draws one in a temporary folder.
+        ranks: as for `scaling.measure`.
+        steps: the same.
+        warm_up: the same.
+        repeats: the same.
+        threads: the same.
+        say: told what happens.
+    """
+    options = {"steps": steps, "warm_up": warm_up, "repeats": repeats, "threads": threads}
+    with nullcontext(data) if data else scaling.drawn_data(experiment) as found:
+        uris = [found] if isinstance(found, str) else found
+        prepared = scaling.prepare(experiment, uris)
+        runs = scaling.measure(prepared, uris, ranks=ranks, **options, say=say)
+        checks = check_here(prepared, uris, runs, **options, say=say) if max(ranks) > 1 else []
+    return runs, checks
+
+
+def as_result(
+    experiment: Experiment, runs: Sequence[Run], checks: Sequence[Check]
+) -> dict[str, Any]:
+    """What `measure_here` returned, as JSON has it."""
+    counts = dict.fromkeys(run.ranks for run in runs)
+    return {
+        "batch_size": experiment.batch_size,
+        "medians": {str(count): _medians(runs, count) for count in counts},
+        "runs": [asdict(run) for run in runs],
+        "check": [asdict(each) | {"error": each.error} for each in checks],
+    }
+
+
+def _medians(runs: Sequence[Run], ranks: int) -> dict[str, Any]:
+    of_ranks = [run for run in runs if run.ranks == ranks]
+    phases = [asdict(phase) | {"rest": phase.rest} for phase in of_ranks[0].phases]
+    return asdict(scaling.median([run.times for run in of_ranks])) | {"phases_of_first_run": phases}
+
+
 def check_here(
     experiment: Experiment,
     data: Sequence[str],
@@ -226,3 +279,15 @@ def outlook(
         )
         for count in gpus
     ]
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """The numbers that an option lists.
+
+    Raises:
+        ValueError: it lists something else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"{option} {text}: expected whole numbers above 0, such as 1,2,4")
+    return [int(part) for part in parts]

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sr4ir_dist import experiments
 from sr4ir_dist.batch import Batch
 from sr4ir_dist.benchmark.published import PublishedStep
 from sr4ir_dist.benchmark.scaling_work import CLASSES
 from sr4ir_dist.benchmark.step_cost import Cost, count
-from sr4ir_dist.config import Experiment, Role
+from sr4ir_dist.config import Experiment, Network, Role
 from sr4ir_dist.degradation import crop_back
 from sr4ir_dist.overrides import override
 from sr4ir_dist.tasks.detection import Detector, settle
@@ -103,7 +103,7 @@ class Contender:
     label: str
     run: Callable[[], dict[str, Tensor]]
     clock: Clock
-    modules: tuple[torch.nn.Module, ...]
+    modules: tuple[nn.Module, ...]
     images: int
     seconds: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
@@ -170,6 +170,17 @@ def random_batch(experiment: Experiment, images: int) -> Batch:
     return Batch(hr, sizes, targets, ids, torch.arange(images), images)
 
 
+def start_networks(experiment: Experiment, batch: Batch) -> dict[Network, nn.Module]:
+    """The recipe's networks with a random start that can step: a detector needs images for it."""
+    modules = build_networks(experiment)
+    task = modules.get("task")
+    if isinstance(task, Detector):
+        device = next(task.parameters()).device
+        torch.manual_seed(experiment.seed)
+        settle(task, crop_back(batch.to(device).hr, batch.sizes))
+    return modules
+
+
 def contender(label: str, experiment: Experiment, batch: Batch) -> Contender:
     """Builds networks and what steps them; this system's step on plain PyTorch's engines.
 
@@ -181,13 +192,8 @@ def contender(label: str, experiment: Experiment, batch: Batch) -> Contender:
     Raises:
         ValueError: no published step for these settings.
     """
-    modules = build_networks(experiment)
-    device = next(p.device for module in modules.values() for p in module.parameters())
-    clock = Clock(device)
-    task = modules.get("task")
-    if isinstance(task, Detector):
-        torch.manual_seed(experiment.seed)
-        settle(task, crop_back(batch.to(device).hr, batch.sizes))
+    modules = start_networks(experiment, batch)
+    clock = Clock(next(p.device for module in modules.values() for p in module.parameters()))
     networks = tuple(modules.values())
     if label == PUBLISHED:
         inputs, step = _published(experiment, modules, batch)

@@ -17,6 +17,7 @@ from sr4ir_dist import checkpoint, recipes, retention, storage
 from sr4ir_dist.config import ExperimentError
 from sr4ir_dist.training.build import make_task
 from sr4ir_dist.training.capacity import Resources, least, wait_for_room
+from sr4ir_dist.training.first_step import Marks
 from sr4ir_dist.training.network import SettledTorchConfig
 from sr4ir_dist.training.node_request import NodeRequest
 from sr4ir_dist.training.observers import load_callback
@@ -69,6 +70,7 @@ def train(
     cache_dir: str | None = None,
     callback: ray.train.UserCallback | None = None,
     observers: Sequence[str] = (),
+    marks: Marks | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train a planned run to its end, continuing it where it has checkpoints.
@@ -84,6 +86,7 @@ def train(
         callback: hears of each evaluation as soon as its checkpoint is published.
         observers: what else is told of the run on its rank 0, each `module:name` of something that
             takes the plan and returns an `Observer`.
+        marks: what the start was made of so far, to be told with the rest after the first step.
         say: is told what the run waits for.
 
     Returns:
@@ -107,6 +110,7 @@ def train(
         cache_dir=local(cache_dir),
         awaited=callback is not None,
         observers=tuple(observers),
+        marks=marks,
     )
     with NodeRequest() as request:
         result = _see_through(job, [] if callback is None else [callback], request, say)
@@ -146,9 +150,11 @@ def _see_through(
             if failures > resources.max_failures:
                 raise
             say(f"{error}; starting again ({failures} of {resources.max_failures} times)")
+            job = replace(job, marks=None)
             continue
         if LEFT not in result:
             return result
+        job = replace(job, marks=None)  # they were told, and of the first start alone
         left.update(result[LEFT])
         nodes = ", ".join(result[LEFT])
         say(f"node {nodes} goes: going on elsewhere" if nodes else "going on with more workers")

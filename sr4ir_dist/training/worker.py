@@ -22,7 +22,7 @@ import torch.distributed as dist
 from sr4ir_dist import checkpoint, storage
 from sr4ir_dist.metrics.lpips import load_lpips
 from sr4ir_dist.training import state
-from sr4ir_dist.training.agreement import Agreement
+from sr4ir_dist.training.agreement import Agreement, Wish
 from sr4ir_dist.training.build import (
     build_networks,
     make_setup,
@@ -31,6 +31,7 @@ from sr4ir_dist.training.build import (
 )
 from sr4ir_dist.training.capacity import Resources, has_more_room
 from sr4ir_dist.training.evaluate import evaluate
+from sr4ir_dist.training.first_step import FirstStep, Marks
 from sr4ir_dist.training.loop import Hooks, NonFiniteLossError, train
 from sr4ir_dist.training.mirror import Mirror, own_output
 from sr4ir_dist.training.observers import Observers, RayMetrics, TensorBoard, load_callback
@@ -63,6 +64,7 @@ class Job:
         awaited: someone decides by each evaluation whether the run goes on, so it is reported at
             once and not when the next checkpoint is saved.
         observers: `module:name` of what else is told of the run, on rank 0.
+        marks: what the start was made of until the workers were asked for; None to tell nothing.
     """
 
     plan: Plan
@@ -71,6 +73,7 @@ class Job:
     cache_dir: str | None
     awaited: bool = False
     observers: tuple[str, ...] = ()
+    marks: Marks | None = None
 
 
 @dataclass(frozen=True)
@@ -223,11 +226,14 @@ def _run(
 ) -> dict[str, Any]:
     plan = job.plan
     say: Callable[[str], None] = print if rank == 0 else lambda text: None
+    first = FirstStep(job.marks, say)
+    first.after("workers")
     setup, progress = _build(job, rank, world_size, say)
+    first.after("networks")
     agreement = Agreement(
         world_size,
         every_minutes=plan.experiment.checkpoint.every_minutes,
-        notice=_notice,
+        notice=notice,
         grow=lambda: has_more_room(job.resources, world_size),
         patience_s=job.resources.rank_timeout_s,
     )
@@ -252,13 +258,21 @@ def _run(
             say(f"evaluated: {progress.history[-1]}")
             observers.evaluated(progress.step, progress.history[-1])
 
+        def entered(doing: str, step: int) -> None:
+            first.entered(doing)
+            watchdog.entered(doing, step)
+
+        def wish() -> Wish:
+            first.ended()
+            return agreement.after_step()
+
         hooks = Hooks(
             publish=publish,
-            entered=watchdog.entered,
+            entered=entered,
             logged=logged,
             judging=say,
             evaluated=evaluated,
-            wish=agreement.after_step,
+            wish=wish,
         )
         progress = train(setup, training, validation, progress, hooks, log_every=job.log_every)
         watchdog.entered("saving", progress.step)
@@ -269,7 +283,7 @@ def _run(
     return _finish(setup, plan, progress)
 
 
-def _notice() -> list[str] | None:
+def notice() -> list[str] | None:
     """The nodes that are about to be taken away; every rank must call it, and all get the same."""
     info = ray.train.get_preemption_info()
     return None if info is None else list(info.preempted_node_ids)
