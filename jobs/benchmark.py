@@ -125,30 +125,12 @@ def step(
     """
     import torch
 
-    from sr4ir_dist.benchmark.step import (
-        PUBLISHED,
-        compare,
-        contender,
-        make_experiment,
-        measured_peak,
-        random_batch,
-    )
+    from sr4ir_dist.benchmark.step import compare, line_up, measured_peak
     from sr4ir_dist.benchmark.tables import of_steps
 
     with user_errors():
         torch.set_num_threads(threads or os.cpu_count() or 1)
-        own = [f"batch_size={images}", *(settings or [])]
-        chosen = {" ".join([name, *(settings or [])]): make_experiment(name, own)}
-        for text in also or ():
-            first, *others = text.split()
-            other, more = (name, [*own, first, *others]) if "=" in first else (first, others)
-            chosen[text] = make_experiment(other, [f"batch_size={images}", *more])
-        first = next(iter(chosen.values()))
-        if published:
-            chosen = {PUBLISHED: first, **chosen}
-        contenders = [
-            contender(label, each, random_batch(each, images)) for label, each in chosen.items()
-        ]
+        contenders = line_up(name, settings or [], also or [], images, published=published)
         peak = measured_peak(contenders[0].clock.device, torch.float32)
         results = compare(
             contenders,
@@ -196,11 +178,9 @@ def overhead(
 
     The experiment's own networks step on a tiny input, in turn in one process with equal starts:
     on plain PyTorch engines, on DeepSpeed's, and in the training loop with all that a Ray Train
-    worker has around it (losses are read every step; training
-    reads those of ten at once, by default). Then the same
-    in a worker that Ray runs: what Ray's processes take of the CPUs shows between the columns.
-    Figures are medians; differences are within a round. One rank: communication is what
-    `scaling` measures.
+    worker has around it (losses are read every step; training reads those of ten at once). Then the
+    same in a worker that Ray runs: what Ray's processes take of the CPUs shows between the columns.
+    Figures are medians; differences are within a round. One rank: see `scaling` for communication.
     """
     import torch
 
@@ -219,9 +199,8 @@ def overhead(
         count = threads or os.cpu_count() or 1
         torch.set_num_threads(count)
         load = os.getloadavg()[0]
-        experiment = tiny(
-            make_experiment(name, [f"batch_size={images}", *(settings or [])]), pixels
-        )
+        own = [f"batch_size={images}", *(settings or [])]
+        experiment = tiny(make_experiment(name, own), pixels)
         request = Request(experiment, images, steps, warm_up, count)
         full = full_size(of or name, settings or [], of_images, of_steps, say=say)
         say(f"{warm_up + steps} rounds in this process")
@@ -235,6 +214,28 @@ def overhead(
         result |= {"threads": count, "cores": os.cpu_count(), "load_before": load}
         result |= {"experiment": name, "full_size": asdict(full)}
         write_result(json_file, result | {"found": {k: asdict(v) for k, v in found.items()}})
+
+
+@app.command()
+def zero(
+    name: Annotated[str, typer.Argument(help="Experiment.")] = "cub200/edsr-x8/sr4ir",
+    settings: Settings = None,
+    images: Annotated[int, typer.Option(min=1, help="Images of each rank's step.")] = 2,
+    ranks: Annotated[int, typer.Option(min=1, help="Ranks, of one thread each.")] = 2,
+    json_file: JsonFile = None,
+) -> None:
+    """What each ZeRO stage saves of a rank's memory, and costs of its time, on this machine."""
+    from sr4ir_dist.benchmark.processes import RankError
+    from sr4ir_dist.benchmark.step import make_experiment
+    from sr4ir_dist.benchmark.tables import of_zero
+    from sr4ir_dist.benchmark.zero import measure
+
+    with user_errors(RankError):
+        experiment = make_experiment(name, [f"batch_size={images * ranks}", *(settings or [])])
+        found = measure(experiment, images=images, ranks=ranks, told=say)
+        console.print(of_zero(found))
+        result = {"experiment": name, "settings": settings or [], "images": images, "ranks": ranks}
+        write_result(json_file, result | {"stages": [asdict(each) for each in found]})
 
 
 @app.command()
@@ -343,7 +344,7 @@ def scaling(
     FLOPs, kernels and bytes counted on the real networks, and the cluster from these options, whose
     defaults are a DGX H100's by datasheets and others' measurements. It is checked on this machine.
     """
-    from sr4ir_dist.benchmark.scaling import ScalingError
+    from sr4ir_dist.benchmark.processes import RankError
     from sr4ir_dist.benchmark.scaling_outlook import (
         DGX_H100,
         as_result,
@@ -354,7 +355,7 @@ def scaling(
     )
     from sr4ir_dist.benchmark.tables import of_outlook, of_runs
 
-    with user_errors(ScalingError):
+    with user_errors(RankError):
         result: dict[str, Any] = {"experiment": name, "settings": settings or []}
         result |= {"load_before": os.getloadavg()[0], "cores": os.cpu_count()}
         counts, sizes = numbers("--gpus", gpus), numbers("--batches", batches)

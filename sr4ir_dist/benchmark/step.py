@@ -305,6 +305,33 @@ def _boxes(height: int, width: int, classes: int, draw: torch.Generator) -> dict
     }
 
 
+def line_up(
+    name: str, settings: Sequence[str], also: Sequence[str], images: int, *, published: bool
+) -> list[Contender]:
+    """Contenders of a comparison, called by their settings.
+
+    Args:
+        name: the first experiment's.
+        settings: its settings.
+        also: settings on top of these, or a name with settings of its own, separated by spaces.
+        images: of a step.
+        published: the first experiment's published step comes before them.
+
+    Raises:
+        ValueError: a name or setting is wrong, or there is no such published step.
+    """
+    size = f"batch_size={images}"
+    chosen = {" ".join([name, *settings]): make_experiment(name, [size, *settings])}
+    first = next(iter(chosen.values()))
+    for text in also:
+        word, *others = text.split()
+        own = (name, [*settings, word, *others]) if "=" in word else (word, others)
+        chosen[text] = make_experiment(own[0], [size, *own[1]])
+    if published:
+        chosen = {PUBLISHED: first, **chosen}
+    return [contender(label, each, random_batch(each, images)) for label, each in chosen.items()]
+
+
 def make_experiment(name: str, settings: Sequence[str]) -> Experiment:
     """An experiment by name and settings, with its dataset's number of classes."""
     return with_classes(override(experiments.make(name), settings))

@@ -12,6 +12,7 @@ from sr4ir_dist.benchmark.scaling import Run, median
 from sr4ir_dist.benchmark.scaling_outlook import Check, Outlook
 from sr4ir_dist.benchmark.start import Start
 from sr4ir_dist.benchmark.step import Result
+from sr4ir_dist.benchmark.zero import Figures
 
 
 def of_data(entries: Sequence[Entry]) -> Table:
@@ -132,4 +133,15 @@ def of_starts(starts: Sequence[Start]) -> Table:
         table.add_row(part, *(f"{each.parts.get(part, 0):.1f}" for each in starts))
     table.add_row("to the end of the first step", *(f"{each.seconds:.1f}" for each in starts))
     table.add_row("to the end of the command", *(f"{each.whole:.1f}" for each in starts))
+    return table
+
+
+def of_zero(stages: Sequence[Figures]) -> Table:
+    """A rank's memory and time at each ZeRO stage."""
+    table = Table("stage", title="each rank, the one with the most")
+    for heading in ("held MB", "peak MB", "ms a step"):
+        table.add_column(heading, justify="right")
+    for each in stages:
+        figures = (each.held_mb, each.peak_mb, 1e3 * each.seconds)
+        table.add_row(str(each.stage), *(f"{figure:,.0f}" for figure in figures))
     return table

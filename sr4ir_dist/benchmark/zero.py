@@ -26,7 +26,7 @@ from sr4ir_dist.config import Experiment, from_json
 from sr4ir_dist.settings import ZeroStages
 from sr4ir_dist.training.build import build_networks, make_setup
 from sr4ir_dist.training.engines import build_cpu_operator
-from sr4ir_dist.training.step import train_step
+from sr4ir_dist.training.step import Rates, train_step
 from sr4ir_dist.training.views import make_inputs
 
 STAGES = (0, 1, 2, 3)
@@ -96,7 +96,7 @@ def _rank(
     modules = build_networks(experiment)
     setup = make_setup(experiment, modules, rank=rank, world_size=ranks)
     inputs = make_inputs(setup, random_batch(experiment, images), epoch=1)
-    rates = {role: [1e-6] * len(engine.base_rates) for role, engine in setup.engines.items()}
+    rates: Rates = {role: [1e-6] * len(engine.base_rates) for role, engine in setup.engines.items()}
 
     def step() -> None:
         train_step(setup, inputs, after_warmup=True, rates=rates)
