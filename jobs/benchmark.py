@@ -196,11 +196,9 @@ def overhead(
 
     The experiment's own networks step on a tiny input, in turn in one process with equal starts:
     on plain PyTorch engines, on DeepSpeed's, and in the training loop with all that a Ray Train
-    worker has around it (losses are read every step; training
-    reads those of ten at once, by default). Then the same
-    in a worker that Ray runs: what Ray's processes take of the CPUs shows between the columns.
-    Figures are medians; differences are within a round. One rank: communication is what
-    `scaling` measures.
+    worker has around it (losses are read every step; training reads those of ten at once). Then the
+    same in a worker that Ray runs: what Ray's processes take shows between the columns. Figures are
+    medians; differences are within a round. One rank: `scaling` measures communication.
     """
     import torch
 
