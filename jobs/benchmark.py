@@ -119,30 +119,30 @@ def step(
 
     The real networks step on random images of the experiment's size (detection: 375x500), in turn
     in one process, with equal starts; plain PyTorch engines, no Ray. The published step is a plain,
-    eager implementation, repeated forwards and all, in fp32. Figures are medians; backward and
-    optimizer are parts of the phases. A speed-up is the median ratio to the first row's steps of
-    the same rounds; peak memory counts tensors alone; a GPU's host would wait for each sync.
+    eager implementation, repeated forwards and all, in fp32. Figures are medians; forward, backward
+    and optimizer lie in the phases. A speed-up is the median ratio to the first row's steps of the
+    same rounds; peak memory counts tensors alone; a GPU's host would wait for each sync.
     """
     import torch
 
-    from sr4ir_dist.benchmark.step import compare, line_up, measured_peak
+    from sr4ir_dist.benchmark.step import compare, line_up, measured_peaks
     from sr4ir_dist.benchmark.tables import of_steps
 
     with user_errors():
         torch.set_num_threads(threads or os.cpu_count() or 1)
         contenders = line_up(name, settings or [], also or [], images, published=published)
-        peak = measured_peak(contenders[0].clock.device, torch.float32)
+        peaks = measured_peaks(contenders[0].clock.device)
         results = compare(
             contenders,
             steps=steps,
             warm_up=warm_up,
-            peak=peak,
+            peaks=peaks,
             told=lambda done, total: say(f"round {done} of {total}"),
         )
         console.print(of_steps(results))
         result = {"images": images, "steps": steps, "threads": torch.get_num_threads()}
         result |= {"experiment": name, "settings": settings or [], "cores": os.cpu_count()}
-        result |= {"peak_gflops_fp32": peak / 1e9, "load_before": os.getloadavg()[0]}
+        result |= {"peak_flops": peaks, "load_before": os.getloadavg()[0]}
         write_result(json_file, result | {"results": [asdict(each) for each in results]})
 
 

@@ -1,5 +1,6 @@
 """The one thing that flows from the data to the step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,16 +46,22 @@ class Batch:
         hr = self.hr.to(device, non_blocking=True)
         if not hr.is_floating_point():
             hr = hr.to(torch.float32, memory_format=torch.channels_last) / 255
-        targets = _moved(self.targets, device)
+        targets = _mapped(self.targets, lambda x: x.to(device, non_blocking=True))
         return replace(self, hr=hr, targets=targets, keys=self.keys.to(device, non_blocking=True))
 
+    def pinned(self) -> "Batch":
+        """The same batch in memory from which a GPU copies without the host."""
+        hr, keys = self.hr.pin_memory(), self.keys.pin_memory()
+        targets = _mapped(self.targets, lambda x: x.pin_memory())
+        return replace(self, hr=hr, targets=targets, keys=keys)
 
-def _moved(value: Any, device: torch.device | str) -> Any:
-    """A tensor, or tuples and dicts of tensors, on a device."""
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A tensor, or tuples and dicts of tensors, each of them changed."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return change(value)
     if isinstance(value, dict):
-        return {name: _moved(item, device) for name, item in value.items()}
+        return {name: _mapped(item, change) for name, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(_moved(item, device) for item in value)
+        return tuple(_mapped(item, change) for item in value)
     return value

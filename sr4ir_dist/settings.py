@@ -171,7 +171,11 @@ class CQMixSettings(Settings):
 
 
 class ZeroStages(Settings):
-    """DeepSpeed ZeRO stage of each engine."""
+    """DeepSpeed ZeRO stage of each engine: 1 shares out optimizer states, 2 gradients too.
+
+    At 1 and 2 gradients are reduced during the backward, but for detection. At 2 phase 2 has a
+    single backward, whose memory is that of all views together.
+    """
 
     sr: Literal[0, 1, 2] = 0
     task: Literal[0, 1, 2] = 0

@@ -130,7 +130,7 @@ def full_size(
     say(f"timing {steps} steps of {of} with {images} images, at its own size")
     experiment = make_experiment(of, [f"batch_size={images}", *settings])
     own = contender("ours", experiment, random_batch(experiment, images))
-    (found,) = compare([own], steps=steps, warm_up=1, peak=1.0)
+    (found,) = compare([own], steps=steps, warm_up=1)
     return FullSize(found.seconds, of, images)
 
 

@@ -16,7 +16,7 @@ class RankError(RuntimeError):
 
 
 def run_ranks(
-    module: str, request: str, *, ranks: int, threads: int, folder: str
+    module: str, request: str, *, ranks: int, threads: int, folder: str, gpus: bool = False
 ) -> list[dict[str, Any]]:
     """Start `python -m MODULE REQUEST RANK` for each rank and return what each recorded.
 
@@ -26,6 +26,7 @@ def run_ranks(
         ranks: how many.
         threads: of each.
         folder: for their results and logs.
+        gpus: they see the machine's; otherwise none.
 
     Raises:
         RankError: one failed; the others are ended.
@@ -34,8 +35,8 @@ def run_ranks(
     processes = []
     try:
         for rank, log in enumerate(logs):
-            environment = os.environ | {
-                "CUDA_VISIBLE_DEVICES": "",
+            environment = os.environ | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
+            environment |= {
                 "GLOO_SOCKET_IFNAME": "lo",
                 "LOCAL_RANK": str(rank),
                 "OMP_NUM_THREADS": str(threads),

@@ -9,9 +9,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from sr4ir_dist.training.step import Rates, train_step
 from sr4ir_dist.training.views import Inputs, Setup, make_inputs
 
 PUBLISHED = "published"
-PARTS = ("phase 1", "phase 2", "backward", "optimizer")
+PARTS = ("phase 1", "phase 2", "forward", "backward", "optimizer")
 _VOC_IMAGE = (375, 500)
 _BOXES = 3
 _CLASSES_ELSEWHERE = 20
@@ -96,6 +97,7 @@ class Contender:
         clock: times its parts.
         modules: its networks.
         images: of one step.
+        precision: of its networks.
         seconds: of each timed step.
         parts: of each timed step, by name.
     """
@@ -105,6 +107,7 @@ class Contender:
     clock: Clock
     modules: tuple[nn.Module, ...]
     images: int
+    precision: str
     seconds: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
 
@@ -126,7 +129,7 @@ class Result:
         losses: of the first step.
         cost: what a step costs, counted.
         speedup: over the first contender, the median of the ratios of neighbouring steps.
-        peak_share: FLOPs in a second as a share of what a matrix product reaches here.
+        peak_share: FLOPs in a second as a share of what a matrix product of its precision reaches.
     """
 
     label: str
@@ -214,7 +217,7 @@ def contender(label: str, experiment: Experiment, batch: Batch) -> Contender:
         def run() -> dict[str, Tensor]:
             return train_step(setup, inputs, after_warmup=True, rates=rates, timed=clock.part)
 
-    return Contender(label, run, clock, networks, len(batch.hr))
+    return Contender(label, run, clock, networks, len(batch.hr), experiment.precision)
 
 
 def compare(
@@ -222,7 +225,7 @@ def compare(
     *,
     steps: int,
     warm_up: int,
-    peak: float,
+    peaks: Mapping[str, float] = MappingProxyType({}),
     told: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Result]:
     """Let contenders step in turn.
@@ -231,7 +234,7 @@ def compare(
         contenders: the first is what the others are compared with.
         steps: timed steps of each.
         warm_up: steps of each before them, at least one, whose losses are kept.
-        peak: FLOP/s that this machine reaches (`measured_peak`).
+        peaks: FLOP/s that this machine reaches, by precision (`measured_peaks`).
         told: how many rounds are done.
     """
     losses: list[dict[str, float]] = [{} for _ in contenders]
@@ -247,26 +250,34 @@ def compare(
                 each.seconds.append(each.clock.seconds["step"])
                 each.parts.append(dict(each.clock.seconds))
         told(number + 1, warm_up + steps)
-    return [_result(each, contenders[0], losses[n], peak) for n, each in enumerate(contenders)]
+    return [_result(each, contenders[0], losses[n], peaks) for n, each in enumerate(contenders)]
 
 
-def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a product of two large square matrices, the best of several."""
-    clock = Clock(device)
-    left = torch.rand(_MATRIX, _MATRIX, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(_PRODUCTS):
-        clock.seconds.clear()
-        with clock.part("product"):
-            torch.mm(left, left)
-        best = min(best, clock.seconds["product"])
-    return 2 * _MATRIX**3 / best
+def measured_peaks(device: torch.device) -> dict[str, float]:
+    """FLOP/s of a product of two large square matrices, the best of several, by precision."""
+    clock, peaks = Clock(device), {}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        left = torch.rand(_MATRIX, _MATRIX, device=device, dtype=dtype)
+        best = float("inf")
+        for _ in range(_PRODUCTS):
+            clock.seconds.clear()
+            with clock.part("product"):
+                torch.mm(left, left)
+            best = min(best, clock.seconds["product"])
+        peaks[precision] = 2 * _MATRIX**3 / best
+    return peaks
 
 
-def _result(each: Contender, first: Contender, losses: dict[str, float], peak: float) -> Result:
+def _result(
+    each: Contender, first: Contender, losses: dict[str, float], peaks: Mapping[str, float]
+) -> Result:
+    for parts in each.parts:
+        apart = parts.get("backward", 0.0) + parts.get("optimizer", 0.0)
+        parts["forward"] = parts["step"] - apart
     seconds = statistics.median(each.seconds)
     ratios = [theirs / own for theirs, own in zip(first.seconds, each.seconds, strict=True)]
     cost = each.cost()
+    peak = peaks.get(each.precision, float("inf"))
     return Result(
         label=each.label,
         images=each.images,

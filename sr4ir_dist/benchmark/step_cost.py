@@ -20,7 +20,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from sr4ir_dist.benchmark.scaling_work import convolution_backward
 
-_SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim")
+_SYNCS = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "equal",
+    "_unique2",
+    "unique_dim",
+    "nms",
+)
 """Operators whose result's value or shape the host needs, for which it waits on a GPU."""
 
 
@@ -57,7 +65,7 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self.operators += not getattr(func, "is_view", False)
-        self.syncs += not self._updating and func.overloadpacket.__name__ in _SYNCS
+        self.syncs += not self._updating and _waits(func, args)
         self.see(args)
         result = func(*args, **(kwargs or {}))
         self.see(result)
@@ -90,6 +98,15 @@ class _Watch(TorchDispatchMode):
 
     def _freed(self, size: int) -> None:
         self.bytes -= size
+
+
+def _waits(func: Any, args: Any) -> bool:
+    name = func.overloadpacket.__name__
+    # Indexing by truth values asks how many are true.
+    by_truth = name in ("index", "index_put_") and any(
+        isinstance(x, Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1])
+    )
+    return by_truth or name in _SYNCS
 
 
 def count(step: Callable[[], Any], modules: Sequence[nn.Module]) -> Cost:

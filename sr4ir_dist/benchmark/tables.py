@@ -11,7 +11,7 @@ from sr4ir_dist.benchmark.overhead import FullSize, Overhead
 from sr4ir_dist.benchmark.scaling import Run, median
 from sr4ir_dist.benchmark.scaling_outlook import Check, Outlook
 from sr4ir_dist.benchmark.start import Start
-from sr4ir_dist.benchmark.step import Result
+from sr4ir_dist.benchmark.step import PARTS, Result
 from sr4ir_dist.benchmark.zero import Figures
 
 
@@ -36,8 +36,8 @@ def of_data(entries: Sequence[Entry]) -> Table:
 
 def of_steps(results: Sequence[Result]) -> Table:
     """Contenders' steps."""
-    table = Table("step", "ms", "images/s", "speed-up", "phase 1", "phase 2", "backward")
-    for heading in ("optimizer", "GFLOPs/image", "of peak", "operators", "syncs", "peak MB"):
+    table = Table("step", "ms", "images/s", "speed-up", *PARTS)
+    for heading in ("GFLOPs/image", "of peak", "operators", "syncs", "peak MB"):
         table.add_column(heading, justify="right")
     for each in results:
         parts = (f"{1e3 * seconds:,.0f}" for seconds in each.parts.values())

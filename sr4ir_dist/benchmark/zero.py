@@ -1,4 +1,6 @@
-"""What each ZeRO stage saves of a rank's memory, and costs of its time: two ranks on this machine.
+"""What each ZeRO stage saves of a rank's memory, and costs of its time, on this machine.
+
+With a GPU for each rank on these, else on CPUs.
 
 `python -m sr4ir_dist.benchmark.zero REQUEST RANK` is one rank; plain processes, as in `scaling`.
 """
@@ -79,7 +81,15 @@ def measure(
         with tempfile.TemporaryDirectory() as folder:
             text = experiment.model_dump_json()
             request = json.dumps([text, stage, images, ranks, steps, folder])
-            results = run_ranks(__name__, request, ranks=ranks, threads=1, folder=folder)
+            gpus = torch.cuda.device_count() >= ranks
+            results = run_ranks(
+                "sr4ir_dist.benchmark.zero",
+                request,
+                ranks=ranks,
+                threads=1,
+                folder=folder,
+                gpus=gpus,
+            )
         found.append(Figures(**{name: max(each[name] for each in results) for name in results[0]}))
     return found
 
@@ -89,7 +99,11 @@ def _rank(
 ) -> None:
     torch.set_num_threads(1)
     rendezvous = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank)
+        backend = "nccl"
+    dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=ranks)
     # Stage 3 is none that the experiment's own check lets through.
     stages = ZeroStages.model_construct(sr=stage, task=stage)
     experiment = from_json(text).model_copy(update={"zero": stages})

@@ -205,13 +205,11 @@ class Loader:
         else:
             height, width = self._transform.size
         # Channels last, as decoders give them: each image is copied once, line by line.
-        # In memory that a GPU copies from while the host goes on, where there is one.
-        shape, pinned = (len(samples), height, width, 3), torch.cuda.is_available()
-        hr = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
+        hr = torch.empty(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
         for canvas, sample in zip(hr, samples, strict=True):
             replicate_into(canvas, sample.image)
         targets = join_targets([s.target for s in samples], self._target, height, width)
-        return Batch(
+        batch = Batch(
             hr=hr,
             sizes=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
             targets=targets,
@@ -219,6 +217,8 @@ class Loader:
             keys=torch.from_numpy(rows.copy()),
             global_size=global_size,
         )
+        # In memory that a GPU copies from while the host goes on.
+        return batch.pinned() if torch.cuda.is_available() else batch
 
 
 def _check_target(split: Split, target: Target, transform: Transform) -> None:

@@ -106,7 +106,9 @@ def apart(module: nn.Module, kinds: int) -> Iterator[None]:
         module: a network; inside, its batches are equal parts of so many kinds.
         kinds: one changes nothing.
     """
-    layers = [x for x in module.modules() if isinstance(x, nn.BatchNorm2d)] if kinds > 1 else []
+    # On GPUs a synchronised layer is torch's own, no BatchNorm2d.
+    every = (x for x in module.modules() if isinstance(x, nn.BatchNorm2d | nn.SyncBatchNorm))
+    layers = list(every) if kinds > 1 else []
     for layer in layers:
         whole = layer.forward
 

@@ -81,7 +81,7 @@ def make_setup(
     learning = recipe.updates if engine != "none" else ()
     for network, module in modules.items():
         speed_up(module, precision=experiment.precision)
-        if experiment.compile:
+        if experiment.compile and engine != "none":
             for block in _blocks(network, module, task):
                 block.compile()
         if network not in learning:
@@ -101,6 +101,8 @@ def make_setup(
                 precision=experiment.precision,
                 micro_batch=-(-experiment.batch_size // world_size),
                 gradients=experiment.gradients,
+                # A rank without images has no more of a detector's graph than its weights.
+                overlap=task is None or task.target != "boxes",
             )
     return Setup(experiment, recipe, modules, engines, task, rank, world_size, lpips)
 

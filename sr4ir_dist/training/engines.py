@@ -161,6 +161,7 @@ class DeepSpeedEngine:
         precision: str,
         micro_batch: int,
         gradients: str = "fp32",
+        overlap: bool = True,
     ) -> None:
         """Wrap a network whose weights are final: ZeRO copies them here.
 
@@ -171,6 +172,8 @@ class DeepSpeedEngine:
             precision: `fp32`, or `bf16` for autocast with float32 weights.
             micro_batch: images of a rank's step; only DeepSpeed's own reports read it.
             gradients: `fp32` or `bf16`, as which they travel between ranks.
+            overlap: ZeRO 1 and 2 reduce gradients during the backward, in the order in which it
+                makes them; that must be the same on every rank.
         """
         deepspeed = _deepspeed()
         self.trainable = tuple(p for p in module.parameters() if p.requires_grad)
@@ -183,7 +186,7 @@ class DeepSpeedEngine:
             "gradient_clipping": 0.0,
             "zero_optimization": {
                 "stage": stage,
-                "overlap_comm": stage > 0,
+                "overlap_comm": stage > 0 and overlap,
                 "reduce_bucket_size": REDUCED_AT_ONCE,
             },
             "zero_allow_untested_optimizer": True,
@@ -197,6 +200,10 @@ class DeepSpeedEngine:
                 "lower_precision_safe_modules": [],
             },
         }
+        if gradients == "bf16":
+            # Under autocast ZeRO goes by this, not by its configuration.
+            for parameter in self.trainable:
+                parameter.comm_dtype = torch.bfloat16  # pyright: ignore[reportAttributeAccessIssue]
         # DeepSpeed prints where its operators come from.
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine, zero, _, _ = deepspeed.initialize(
@@ -207,7 +214,6 @@ class DeepSpeedEngine:
                 dist_init_required=False,
             )
         self._zero: Any = zero
-        self._waiting, self._held = contextlib.ExitStack(), False
         self.module = module
 
     def __call__(self, *inputs: Any) -> Any:
@@ -216,15 +222,8 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Accumulate the gradient of this rank's loss; the last one of a step is reduced."""
-        if self._stage == 2 and not (last or self._held):
-            # It would reduce after each backward.
-            self._held = True
-            self._waiting.enter_context(self._engine.coalesce_grad_reduction())
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
-        if last:
-            self._waiting.close()
-            self._held = False
 
     def step(self, rates: Sequence[float]) -> None:
         """Average gradients over ranks, update each group at its rate, clear gradients."""

@@ -50,7 +50,9 @@ def train_step(
     parts = in_passes(setup, inputs)
     for number, phase in enumerate(setup.recipe.phases, 1):
         terms = [term for term in phase.terms if after_warmup or not term.after_warmup]
-        groups = [terms] if setup.experiment.joined_views else by_graph(phase, terms)
+        # ZeRO 2 sends gradients after every backward, so it has one.
+        whole = setup.experiment.joined_views or setup.experiment.zero.task == 2
+        groups = [terms] if whole else by_graph(phase, terms)
         with timed(f"phase {number}"), only_trainable(setup, phase):
             told: dict[str, Tensor] = {}
             for part in parts:

@@ -81,7 +81,7 @@ def test_first_losses_are_the_published_ones(data: str):
             for layer in module.modules():
                 if isinstance(layer, torch.nn.Dropout):
                     layer.p = 0.0
-    published, ours = compare(pair, steps=1, warm_up=2, peak=1.0)
+    published, ours = compare(pair, steps=1, warm_up=2)
     assert ours.losses.keys() == published.losses.keys()
     for name, loss in published.losses.items():
         assert ours.losses[name] == pytest.approx(loss, rel=1e-8), name
@@ -96,8 +96,14 @@ def test_first_losses_are_the_published_ones(data: str):
         *(f"cub200/edsr-x4/{r}" for r in ("sr4ir", "sr4ir-no-tdp", "s", "s2t", "t2s", "joint")),
         "cub200/h2t",
         "cub200/x4/l2t",
+        *(f"cub200/edsr-x4/{r}" for r in ("joint-tdp", "sod-mtgan", "sr4ir-fixed-tdp")),
+        "cub200/edsr-x4/sr4ir precision=bf16",
+        "cub200/edsr-x4/sr4ir-vgg fixed.vgg_layer=conv2_2",
+        "cub200/swinir-x4/sr4ir sr.blocks=2 sr.depth=2",
         "voc_seg/edsr-x4/sr4ir",
+        "voc_seg/edsr-x4/sr4ir precision=bf16",
         "voc_det/edsr-x4/sr4ir",
+        "voc_det/edsr-x4/sr4ir precision=bf16",
     ],
 )
 def test_a_step_costs_no_more_than_it_did(
@@ -107,7 +113,8 @@ def test_a_step_costs_no_more_than_it_did(
 
     `--record=tests/assets` stores what this machine counts.
     """
-    each = make("ours", name, 2, *SMALL[name.split("/")[0]])
+    experiment, *settings = name.split()
+    each = make("ours", experiment, 2, *SMALL[name.split("/")[0]], *settings)
     each.run()  # makes the optimizers' states
     cost = each.cost()
     found = {
@@ -126,7 +133,8 @@ def test_a_step_costs_no_more_than_it_did(
     if known is None:
         pytest.fail(f"no costs of {name} are known; {RECORD}")
     assert found.keys() == known.keys()
-    raised = {kind: (known[kind], now) for kind, now in found.items() if now > known[kind]}
+    # How many boxes a detector proposes hangs on rounding.
+    raised = {kind: (known[kind], now) for kind, now in found.items() if now > 1.02 * known[kind]}
     assert raised == {}, f"a step of {name} costs more than it did (before, now)"
     lowered = {kind: (known[kind], now) for kind, now in found.items() if now < 0.98 * known[kind]}
     assert lowered == {}, f"a step of {name} costs less than it did (before, now); {RECORD}"
