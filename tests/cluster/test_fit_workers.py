@@ -228,7 +228,7 @@ ray.init(address=sys.argv[1], logging_level="ERROR")
 with NodeRequest() as request:
     wait_for_room(Resources(8, 2, least=1), print, request)
     print("begun", flush=True)
-    ray.get(ray.remote(num_cpus=5)(int).remote())  # for which there is never room
+    ray.get(ray.remote(num_cpus=5)(lambda: None).remote())  # for which there is never room
 """
     command = [sys.executable, "-c", code, cluster]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:

@@ -7,6 +7,7 @@ costs more than any of it. Results go to FOLDER/rank-RANK.pt.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,6 +40,8 @@ from sr4ir_dist.training.step import train_step
 from sr4ir_dist.training.views import make_inputs
 
 WIDTH, HEIGHT, CHANNELS = 3, 4, 6
+smooth_setup = partial(tiny_setup, smooth=True)
+smooth_restored = partial(restored, smooth=True)
 
 
 def main(folder, data, flawed, few, rank, world_size):
@@ -71,7 +74,7 @@ def engines(rank, world_size):
     results = {}
     for recipe in ("sr4ir", "joint"):
         for kind, double in (("plain", False), ("double", True)):
-            setup = tiny_setup(
+            setup = smooth_setup(
                 tiny_experiment(recipe),
                 engine="plain",
                 double=double,
@@ -79,7 +82,7 @@ def engines(rank, world_size):
                 world_size=world_size,
             )
             results[f"{recipe}/{kind}"] = outcome(setup, run_steps(setup))
-    setup = tiny_setup(
+    setup = smooth_setup(
         tiny_experiment("sr4ir"), engine="plain", double=True, rank=rank, world_size=world_size
     )
     results["unweighted"] = outcome(setup, run_steps(setup, last=1, weighted=False))
@@ -92,7 +95,7 @@ def stages(folder, rank, world_size):
     for recipe in ("sr4ir", "joint"):
         for stage in (0, 1, 2):
             experiment = staged(recipe, stage)
-            first = tiny_setup(experiment, engine="deepspeed", rank=rank, world_size=world_size)
+            first = smooth_setup(experiment, engine="deepspeed", rank=rank, world_size=world_size)
             losses = run_steps(first, last=CUT)
             result = {"cut": outcome(first, {})}
             if recipe == "sr4ir":
@@ -103,7 +106,7 @@ def stages(folder, rank, world_size):
                 dist.barrier()
             result["end"] = outcome(first, losses | run_steps(first, first=CUT))
             if recipe == "sr4ir":
-                second = restored(experiment, uri, rank=rank, world_size=world_size)
+                second = smooth_restored(experiment, uri, rank=rank, world_size=world_size)
                 result["restored"] = outcome(second, {})
                 result["resumed"] = outcome(second, run_steps(second, first=CUT))
             results[f"{recipe}/{stage}"] = result
@@ -117,7 +120,7 @@ def passes(rank, world_size):
         experiment = staged("sr4ir", 0 if stage == "plain" else stage)
         experiment = experiment.model_copy(update={"micro_batch": 2})
         engine = "plain" if stage == "plain" else "deepspeed"
-        setup = tiny_setup(experiment, engine=engine, rank=rank, world_size=world_size)
+        setup = smooth_setup(experiment, engine=engine, rank=rank, world_size=world_size)
         results[stage] = outcome(setup, run_steps(setup, last=CUT))
     return results
 
@@ -204,7 +207,7 @@ def short_gradients(rank, world_size):
         experiment = staged("sr4ir", 0 if stage == "plain" else stage)
         experiment = experiment.model_copy(update={"gradients": "bf16"})
         engine = "plain" if stage == "plain" else "deepspeed"
-        setup = tiny_setup(experiment, engine=engine, rank=rank, world_size=world_size)
+        setup = smooth_setup(experiment, engine=engine, rank=rank, world_size=world_size)
         results[stage] = outcome(setup, run_steps(setup, last=1))
     return results
 

@@ -9,10 +9,12 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_runs
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -25,12 +27,10 @@ from tiny_runs import (
     canvas_inputs,
     drawn_batch,
     outcome,
-    restored,
     run_steps,
     segmentation_outcome,
     staged,
     tiny_experiment,
-    tiny_setup,
 )
 from torch import nn
 
@@ -39,11 +39,12 @@ from sr4ir_dist.training.engines import DeepSpeedEngine, PlainEngine
 from sr4ir_dist.training.step import train_step
 from sr4ir_dist.training.views import cut, make_inputs
 
+tiny_setup = partial(tiny_runs.tiny_setup, smooth=True)
+restored = partial(tiny_runs.restored, smooth=True)
 STAGES = (0, 1, 2)
 ALTERNATING, JOINT = "sr4ir", "joint"
-# Float32 sums in another order turn a ReLU of a small image on or off now and then, which makes up
-# to 2e-2 here; wrong shares or averages make 0.1 and more. In float64 the same agrees to 1e-9.
-ROUNDING = 4e-2
+# Float32 sums in another order: a few 1e-4 here; wrong shares or averages make 0.1 and more.
+ROUNDING = 5e-3
 pytestmark = [pytest.mark.usefixtures("process_group"), pytest.mark.timeout(900)]
 
 
@@ -67,6 +68,11 @@ def whole():
             end = outcome(setup, losses | run_steps(setup, first=CUT))
             results[recipe, double] = Reference(cut, end)
     return results
+
+
+def in_order(stage):
+    """What rounding makes: at stage 2 phase 2 has one backward, which adds in another order."""
+    return 1e-4 if stage == 2 else 1e-5
 
 
 def start_of(recipe):
@@ -116,7 +122,7 @@ def test_the_steps_hold_both_sides_of_the_warm_up_and_uneven_shares(whole):
 def test_one_rank_equals_plain_pytorch(whole, recipe, stage):
     setup = tiny_setup(staged(recipe, stage), engine="deepspeed")
     found = outcome(setup, run_steps(setup))
-    assert_same_training(found, whole[recipe, False].end, recipe, tolerance=1e-5)
+    assert_same_training(found, whole[recipe, False].end, recipe, tolerance=in_order(stage))
 
 
 @pytest.mark.parametrize("recipe", [ALTERNATING, JOINT])
@@ -134,7 +140,7 @@ def test_two_ranks_equal_plain_engines_with_the_same_shares(two_ranks, recipe, s
             results["stages"][f"{recipe}/{stage}"]["end"],
             results["engines"][f"{recipe}/plain"],
         )
-        assert_same_training(found, expected, recipe, tolerance=1e-5)
+        assert_same_training(found, expected, recipe, tolerance=in_order(stage))
 
 
 @pytest.mark.parametrize("recipe", [ALTERNATING, JOINT])
@@ -142,8 +148,7 @@ def test_two_ranks_equal_plain_engines_with_the_same_shares(two_ranks, recipe, s
 def test_two_ranks_equal_one_process_on_whole_batches(two_ranks, whole, recipe, stage):
     found = two_ranks.by_rank[0]["stages"][f"{recipe}/{stage}"]
     expected = whole[recipe, False]
-    rounding = ROUNDING if recipe == ALTERNATING else 1e-3
-    assert_same_training(found["cut"], expected.cut, recipe, tolerance=rounding)
+    assert_same_training(found["cut"], expected.cut, recipe, tolerance=1e-3)
     # Batch norm over a single image magnifies rounding: gradients that have gone through it agree
     # in float64 alone (above), losses also here.
     for name, loss in expected.end["losses"].items():
@@ -185,7 +190,7 @@ def test_passes_of_a_step_equal_the_whole_where_no_batch_norm_learns(recipe):
 def test_two_ranks_in_passes_equal_plain_engines_in_passes(two_ranks, stage):
     for results in two_ranks.by_rank:
         found, expected = (results["passes"][kind] for kind in (stage, "plain"))
-        assert_same_training(found, expected, ALTERNATING, tolerance=1e-5)
+        assert_same_training(found, expected, ALTERNATING, tolerance=in_order(stage))
 
 
 @pytest.mark.parametrize("stage", STAGES)
