@@ -18,6 +18,7 @@ import boto3
 import hypothesis
 import numpy as np
 import pytest
+import torch.distributed as dist
 from PIL import Image
 
 # The same examples on every machine and every day, however slow it is.
@@ -70,6 +71,21 @@ def record(request: pytest.FixtureRequest) -> Callable[[str, dict[str, Any]], No
             Path(folder, f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
     return write
+
+
+@pytest.fixture(scope="session")
+def process_group() -> Iterator[None]:
+    """Makes this process the only rank, as DeepSpeed needs it.
+
+    Once in a session: DeepSpeed keeps the groups that it was first given.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        # The rank processes compute on the CPU too.
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -275,6 +275,9 @@ def _overhead(rounds: Sequence[Mapping[str, float]]) -> Overhead:
 @contextmanager
 def _alone() -> Iterator[None]:
     """A process group of this process alone, which DeepSpeed's engines need."""
+    if dist.is_initialized():
+        yield
+        return
     os.environ.setdefault("LOCAL_RANK", "0")  # which DeepSpeed asks for
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, "rendezvous").as_uri()

@@ -9,7 +9,6 @@ learn as they would apart.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,26 +55,18 @@ def _shuffled(x: Tensor) -> Tensor:
 
 
 def _before_shuffle(weight: Tensor) -> Tensor:
-    """A weight c,D,k,k for channels that are not shuffled yet: 4c,4D,3,3; k is 3 or 5."""
-    outputs, inputs, side, _ = weight.shape
-    taps = _taps(side, weight.dtype, weight.device)
-    moved = torch.einsum("cduv,pxiu,qyjv->cpqdxyij", weight, taps, taps)
-    return moved.reshape(4 * outputs, 4 * inputs, 3, 3)
+    """A weight c,D,k,k for channels that are not shuffled yet: 4c,4D,3,3; k is 3 or 5.
 
-
-@functools.cache
-def _taps(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Whether an output pixel of parity p meets, by tap u, parity x of the pixel pair i: p,x,i,u.
-
-    Pixel 2 * n + p sees by tap u pixel 2 * n + p + u - side // 2, which is 2 * (n + i - 1) + x.
+    Output pixel 2 * n + p sees by tap u pixel 2 * n + p + u - k // 2, of the six from 2 * n - 2 on
+    which three pixels before shuffling become.
     """
-    # First made during evaluation, it would otherwise be an inference tensor.
-    with torch.inference_mode(False):
-        parity, pair = torch.arange(2), torch.arange(3)
-        met = parity[:, None] + torch.arange(side) - side // 2
-        pixel = 2 * (pair - 1) + parity[:, None]
-        meets = met[:, None, None, :] == pixel[None, :, :, None]
-        return meets.to(dtype=dtype, device=device)
+    side = weight.shape[-1]
+    first = 2 - side // 2
+    before, after = (first, first + 1), (6 - side - first, 5 - side - first)
+    placed = [
+        F.pad(weight, (before[x], after[x], before[y], after[y])) for y in (0, 1) for x in (0, 1)
+    ]
+    return F.pixel_unshuffle(torch.stack(placed, 1).flatten(0, 1), 2)
 
 
 @dataclass(frozen=True)

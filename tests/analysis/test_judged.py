@@ -1,7 +1,6 @@
 """Checkpoints judged with one thing exchanged, as for Tables S4 and S5, or on another view."""
 
 import pytest
-import torch.distributed as dist
 from random_runs import publish_random
 
 from sr4ir_dist.analysis import judged
@@ -13,17 +12,6 @@ from sr4ir_dist.training.plan import make_request
 from sr4ir_dist.training.worker import judge
 
 SMALL = ["sr.blocks=1", "sr.features=8", "task.classes=8"]
-
-
-@pytest.fixture
-def process_group():
-    """This process as the only rank."""
-    if dist.is_initialized():  # by other tests
-        yield
-        return
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def judged_on(uri, view=None, *settings):

@@ -6,6 +6,7 @@ from sr4ir_dist.benchmark.step import make_experiment
 SETTINGS = ["batch_size=2", "sr.blocks=1", "sr.features=8"]
 
 
+@pytest.mark.usefixtures("process_group")
 def test_each_adds_what_a_round_says():
     experiment = tiny(make_experiment("drawn_cls/edsr-x4/sr4ir", SETTINGS), 32)
     found = measure_plainly(Request(experiment, images=2, steps=3, warm_up=1, threads=1))

@@ -4,14 +4,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from filelock import FileLock
 
 from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
@@ -34,18 +32,6 @@ class RankResults:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def process_group() -> Iterator[None]:
-    """Makes this process the only rank, as DeepSpeed needs it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_RANK", "0")
-        # The rank processes compute on the CPU too.
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -190,7 +190,7 @@ def bf16(rank, world_size):
     """Both kinds of phases under autocast."""
     results = {}
     for recipe in ("sr4ir", "joint"):
-        setup = tiny_setup(
+        setup = smooth_setup(
             tiny_experiment(recipe, "precision=bf16"),
             engine="deepspeed",
             rank=rank,
