@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sr4ir_dist.config import Role
+from sr4ir_dist.config import Experiment, Role
 from sr4ir_dist.losses.adversarial import real_fake
 from sr4ir_dist.losses.pixel import l1
 from sr4ir_dist.losses.tdp import tdp
@@ -50,9 +50,7 @@ def train_step(
     parts = in_passes(setup, inputs)
     for number, phase in enumerate(setup.recipe.phases, 1):
         terms = [term for term in phase.terms if after_warmup or not term.after_warmup]
-        # ZeRO 2 sends gradients after every backward, so it has one.
-        whole = setup.experiment.joined_views or setup.experiment.zero.task == 2
-        groups = [terms] if whole else by_graph(phase, terms)
+        groups = by_graph(setup.experiment, phase, terms)
         with timed(f"phase {number}"), only_trainable(setup, phase):
             told: dict[str, Tensor] = {}
             for part in parts:
@@ -95,14 +93,16 @@ def only_trainable(setup: Setup, phase: Phase) -> Iterator[None]:
                 parameter.requires_grad_(True)
 
 
-def by_graph(phase: Phase, terms: Sequence[Term]) -> list[list[Term]]:
+def by_graph(experiment: Experiment, phase: Phase, terms: Sequence[Term]) -> list[list[Term]]:
     """A phase's terms in groups that have no graph in common, in their order.
 
     Each group's backward frees its graph before the next group's forward. Where only the task
-    network learns, every view has a forward of its own, and gradients add up to those of the sum.
+    network learns, every view has a forward of its own, unless views are joined, and gradients add
+    up to those of the sum. ZeRO 2 sends gradients after every backward, so it has one.
     """
     own_forwards = all(term.loss in ("task", "real_fake") for term in terms)
-    if phase.updates != ("task",) or not own_forwards:
+    whole = experiment.joined_views or experiment.zero.task == 2
+    if phase.updates != ("task",) or not own_forwards or whole:
         return [list(terms)]
     views = dict.fromkeys(term.view for term in terms)
     return [[term for term in terms if term.view == view] for view in views]

@@ -223,44 +223,80 @@ DRAWN = (
 )
 
 
+def job(name, *arguments):
+    return [sys.executable, f"jobs/{name}.py", *map(str, arguments)]
+
+
+def alone():
+    """The environment of a command that starts its own Ray, and fetches nothing."""
+    return os.environ | {"RAY_ADDRESS": "local", "https_proxy": "http://127.0.0.1:9"}
+
+
+def without_weights(tables):
+    """Experiments whose cells say why they are empty."""
+    filled = [cell for table in tables.values() for row in table["cells"] for cell in row]
+    return {cell["experiment"] for cell in filled if cell["why"]}
+
+
 @pytest.mark.proof
-def test_tables_of_the_drawn_dataset_within_a_quarter_of_an_hour(repository, tmp_path, record):
-    """Tables 3's column, 5 and 6 by the job's own command, killed once and given again."""
-    data, folder = tmp_path / "drawn", tmp_path / "paper"
-    environment = os.environ | {"RAY_ADDRESS": "local", "https_proxy": "http://127.0.0.1:9"}
-
-    def command(job, *arguments):
-        return [sys.executable, f"jobs/{job}.py", *map(str, arguments)]
-
-    subprocess.run(
-        command("prepare_data", "drawn", "--out", data), cwd=repository, check=True, timeout=300
-    )
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize(("data", "column"), [("drawn_cls", "table3"), ("drawn_seg", "table1")])
+def test_tables_of_the_drawn_dataset_within_a_quarter_of_an_hour(
+    data, column, repository, tmp_path, record
+):
+    """A task's column, Tables 5 and 6 by the job's own command, killed once and given again."""
+    uri, folder = tmp_path / "drawn", tmp_path / "paper"
+    converting = job("prepare_data", "drawn", "--out", uri)
+    subprocess.run(converting, cwd=repository, check=True, timeout=300)
     tables, started, killed_after = {}, time.monotonic(), None
-    for name in ("table3", "table5", "table6"):
-        words = command("reproduce", name, "--data", f"drawn_cls={data}", "--storage", folder)
-        words += [*DRAWN, "--json", str(tmp_path / f"{name}.json")]
+    for name in (column, "table5", "table6"):
+        words = job("reproduce", name, "--data", f"{data}={uri}", "--storage", folder, *DRAWN)
+        words += ["--json", str(tmp_path / f"{name}.json")]
         if killed_after is None:
-            killed_after = run_and_kill(words, repository, environment, "[4/")
-        done = subprocess.run(words, cwd=repository, env=environment, timeout=1200, check=False)
+            killed_after = run_and_kill(words, repository, alone(), "[4/")
+        done = subprocess.run(words, cwd=repository, env=alone(), timeout=2000, check=False)
         assert done.returncode == 0
         tables[name] = json.loads((tmp_path / f"{name}.json").read_text())
     seconds = time.monotonic() - started
     shown = " ".join(DRAWN)
-    record(
-        "tables_drawn_cls",
-        {
-            "commands": [
-                f"python jobs/reproduce.py {name} --data drawn_cls=datasets/drawn {shown}"
-                for name in tables
-            ],
-            "seconds": round(seconds),
-            "killed_after_seconds": round(killed_after),
-            "tables": tables,
-        },
-    )
-    filled = [cell for table in tables.values() for row in table["cells"] for cell in row]
-    assert {cell["experiment"] for cell in filled if cell["why"]} == {"drawn_cls/edsr-x4/sr4ir-vgg"}
+    commands = [
+        f"python jobs/reproduce.py {name} --data {data}=datasets/drawn {shown}" for name in tables
+    ]
+    times = {"seconds": round(seconds), "killed_after_seconds": round(killed_after)}
+    record(f"tables_{data}", {"commands": commands, **times, "tables": tables})
+    assert without_weights(tables) == {f"{data}/edsr-x4/sr4ir-vgg"}
     assert seconds < 15 * 60
+
+
+WIDER = ("1", "2", "4", "7", "S1", "S2", "S3", "S4", "S5")
+FEW = (
+    *("--pretrain", "--budget", "0.1", "--scale", "4", "--sr", "edsr"),
+    *("--set", "precision=bf16", "--set", "evaluation.batch_size=64"),
+)
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(5400)
+def test_every_other_table_of_a_small_drawn_dataset(repository, tmp_path, record):
+    """Two epochs of 256 images: the graphs of experiments, not the figures, are what is shown."""
+    uri, folder = tmp_path / "drawn", tmp_path / "paper"
+    counts = ("--train-count", "256", "--val-count", "64")
+    converting = job("prepare_data", "drawn", "--out", uri, *counts)
+    subprocess.run(converting, cwd=repository, check=True, timeout=300)
+    places = [f"--data=drawn_{task}={uri}" for task in ("seg", "det", "cls")]
+    shown = [place.replace(str(uri), "datasets/drawn") for place in places]
+    tables, commands, started = {}, [], time.monotonic()
+    for name in (f"table{number}" for number in WIDER):
+        words = job("reproduce", name, *places, "--storage", folder, *FEW)
+        words += ["--json", str(tmp_path / f"{name}.json")]
+        done = subprocess.run(words, cwd=repository, env=alone(), timeout=3000, check=False)
+        assert done.returncode == 0
+        tables[name] = json.loads((tmp_path / f"{name}.json").read_text())
+        commands.append(" ".join(["python jobs/reproduce.py", name, *shown, *FEW]))
+    seconds = round(time.monotonic() - started)
+    commands.insert(0, f"python jobs/prepare_data.py drawn --out datasets/drawn {' '.join(counts)}")
+    record("tables_drawn_wide", {"commands": commands, "seconds": seconds, "tables": tables})
+    assert {name.split("/")[2] for name in without_weights(tables)} == {"s-vgg2t", "h2t-on-s-vgg"}
 
 
 CUB = (
@@ -276,10 +312,9 @@ CUB = (
 def test_tables_3_and_s6_on_birds_with_three_seeds(repository, real_data, tmp_path, record):
     """CUB's columns of EDSR at a small budget, from a part of ImageNet's weights."""
     data, weights = tmp_path / "cub200", "resnet18_imagenet_partial.pth"
-    environment = os.environ | {"RAY_ADDRESS": "local", "https_proxy": "http://127.0.0.1:9"}
     root = real_data / "CUB_200_2011"
-    converting = ["jobs/prepare_data.py", "cub200", "--root", str(root), "--out", str(data)]
-    subprocess.run([sys.executable, *converting], cwd=repository, check=True, timeout=300)
+    converting = job("prepare_data", "cub200", "--root", root, "--out", data)
+    subprocess.run(converting, cwd=repository, check=True, timeout=300)
     wanted = {"table3": ["--scale", "4", "--scale", "8"], "tableS6": []}
     for name in ("Set5", "Set14"):
         wanted["tableS6"] += ["--benchmark", f"{name}={real_data / 'sr_benchmarks' / name}"]
@@ -289,7 +324,7 @@ def test_tables_3_and_s6_on_birds_with_three_seeds(repository, real_data, tmp_pa
         words += ["--set", f"task.weights={real_data / 'weights' / weights}"]
         places = ["--storage", str(tmp_path / "paper"), "--json", str(tmp_path / "table.json")]
         command = [sys.executable, *words, *places]
-        done = subprocess.run(command, cwd=repository, env=environment, timeout=7000, check=False)
+        done = subprocess.run(command, cwd=repository, env=alone(), timeout=7000, check=False)
         assert done.returncode == 0
         told = (tmp_path / "table.json").read_text(), f"python {' '.join(words)}"
         for folder in (data.parent, real_data / "weights", real_data / "sr_benchmarks"):
@@ -297,7 +332,24 @@ def test_tables_3_and_s6_on_birds_with_three_seeds(repository, real_data, tmp_pa
         tables[name] = json.loads(told[0])
         commands.append(told[1])
     seconds = round(time.monotonic() - started)
-    record("table3_cub200", {"commands": commands, "seconds": seconds, "tables": tables})
+    wanted = {"L->T": "cub200-x4-l2t-*", "SR4IR": "cub200-edsr-x4-sr4ir-*"}
+    shown = {label: min((tmp_path / "paper").glob(name)) for label, name in wanted.items()}
+    words = [f"{label}={run}" for label, run in shown.items()]
+    places = ["--out", tmp_path / "report.html", "--json", tmp_path / "report.json"]
+    reporting = job("report", *words, *places)
+    subprocess.run(reporting, cwd=repository, env=alone(), check=True, timeout=900)
+    page = (tmp_path / "report.html").read_text()
+    runs = json.loads((tmp_path / "report.json").read_text())["runs"]
+    report = {
+        "command": "python jobs/report.py L->T=runs/A SR4IR=runs/B",
+        "images": page.count("<img"),
+        "metrics": {label: run["metrics"] for label, run in runs.items()},
+    }
+    told = {"commands": commands, "seconds": seconds, "tables": tables, "report": report}
+    record("table3_cub200", told)
+    assert report["images"] > 9
+    networks = [cell for row in tables["tableS6"]["cells"][:2] for cell in row]  # then bicubic
+    assert None not in [figure["std"] for cell in networks for figure in cell["figures"]]
     for table in tables.values():
         assert not any(cell["why"] for row in table["cells"] for cell in row)
 

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,19 @@ class Run:
         """Add a node for one that is lost, at once where the run could not go on without."""
         if not self.elastic:
             self.hosts.add()
+
+    @contextmanager
+    def slowed(self) -> Iterator[None]:
+        """Let each step rest, so that the run does not end before something happened to it."""
+        pace = self.folder / "pace"
+        pace.write_text(str(PACE))
+        yield
+        pace.unlink()
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for the result."""
+        assert self.driver.wait(1200) == 0, tail(self.log, 80)
+        return json.loads((self.folder / "result.json").read_text())
 
     def repair(self) -> None:
         """Replace the nodes where Ray does not run any more."""
@@ -244,11 +258,12 @@ class Pair:
 
 
 Soak = Callable[..., Pair]
+Prepare = Callable[..., Run]
 
 
 @pytest.fixture
-def soak(drawn, train_command) -> Iterator[Soak]:
-    """Trains twice, on 2 workers and then on some under so many faults drawn by a seed."""
+def prepare(drawn, train_command) -> Iterator[Prepare]:
+    """Makes a training command for hosts, of so many workers and epochs."""
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
 
     def make(made: Hosts, name: str, workers: str, epochs: int) -> Run:
@@ -260,42 +275,46 @@ def soak(drawn, train_command) -> Iterator[Soak]:
         command = train_command(drawn, str(into / "runs"), *words, *more)
         return Run(made, command, into, elastic=workers == ELASTIC)
 
-    def finish(run: Run) -> dict[str, Any]:
-        assert run.driver.wait(1200) == 0, tail(run.log, 80)
-        return json.loads((run.folder / "result.json").read_text())
+    yield make
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def soak(prepare: Prepare) -> Soak:
+    """Trains twice, on 2 workers and then on some under so many faults drawn by a seed."""
 
     def train(workers: str, *, faults: int, seed: int, epochs: int) -> Pair:
         with hosts(workers=NODES) as made:
-            plain = make(made, "plain", FIXED, epochs)
+            plain = prepare(made, "plain", FIXED, epochs)
             plain.begin()
-            undisturbed = finish(plain)
+            undisturbed = plain.finish()
             wanted = samples_of_steps(plain.steps())
 
-            run, started = make(made, "disturbed", workers, epochs), time.time()
-            pace = run.folder / "pace"
-            pace.write_text(str(PACE))
-            run.begin()
-            told = disturb(run, faults, seed)
-            pace.unlink()
-            result = finish(run)
+            run, started = prepare(made, "disturbed", workers, epochs), time.time()
+            with run.slowed():
+                run.begin()
+                told = disturb(run, faults, seed)
+            result = run.finish()
             seconds = time.time() - started
             found = samples_of_steps(run.steps())
         return Pair(undisturbed, result, wanted, found, told, run.ended, seconds)
 
-    yield train
-    shutil.rmtree(folder, ignore_errors=True)
+    return train
 
 
 def assert_all_steps_once(pair: Pair) -> None:
     """Every sample in every epoch once, and in the step that it belongs to."""
     assert pair.result["steps"] == pair.undisturbed["steps"] == len(pair.wanted)
     assert pair.found == pair.wanted
-    steps = list(pair.found)
+    assert_each_sample_once(pair.found)
+
+
+def assert_each_sample_once(found: dict[int, list[str]]) -> None:
+    """In every epoch."""
+    steps = list(found)
     assert steps == list(range(1, len(steps) + 1))
     for first in range(0, len(steps), STEPS_PER_EPOCH):
-        epoch = [
-            name for step in steps[first : first + STEPS_PER_EPOCH] for name in pair.found[step]
-        ]
+        epoch = [name for step in steps[first : first + STEPS_PER_EPOCH] for name in found[step]]
         assert len(epoch) == len(set(epoch)) == 48
 
 
@@ -312,6 +331,26 @@ def test_three_faults_change_nothing(soak):
     assert pair.ended == []
     assert_all_steps_once(pair)
     assert_same_run(pair)
+
+
+@pytest.mark.slow
+def test_a_run_grows_by_a_node_that_is_added(prepare: Prepare):
+    with hosts(workers=1) as made:
+        run = prepare(made, "grown", "1:2", 12)
+        with run.slowed():
+            run.begin()
+            run.wait_for_steps(2)
+            assert run.steps()[-1].ranks == 1
+            made.add()
+            wait_until(lambda: run.steps()[-1].ranks == 2, seconds=240, what="a second rank")
+        result = run.finish()
+        steps = run.steps()
+    assert run.ended == []
+    assert result["world_size"] == 2
+    assert len({step.attempt for step in steps}) == 2
+    # What the first attempt did was saved before it ended: nothing is done twice.
+    assert len({(step.step, step.rank) for step in steps}) == len(steps)
+    assert_each_sample_once(samples_of_steps(steps))
 
 
 @pytest.mark.proof

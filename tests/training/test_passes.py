@@ -14,17 +14,18 @@ from sr4ir_dist.training import step
 from sr4ir_dist.training.step import by_graph, train_step
 from sr4ir_dist.training.views import make_inputs
 
+PLAIN = tiny_experiment("sr4ir")
 PHASES = [(name, phase) for name, recipe in RECIPES.items() for phase in recipe.phases]
 
 
-def at_once(phase, terms):
+def at_once(experiment, phase, terms):
     """`by_graph` of a single backward."""
     return [list(terms)]
 
 
 def test_terms_that_share_a_graph_stay_together():
     for name, phase in PHASES:
-        groups = by_graph(phase, phase.terms)
+        groups = by_graph(PLAIN, phase, phase.terms)
         assert sorted(t.name for group in groups for t in group) == sorted(
             t.name for t in phase.terms
         )
@@ -38,16 +39,23 @@ def test_terms_that_share_a_graph_stay_together():
 def test_features_of_a_network_that_learns_are_of_forwards_in_common():
     (phase,) = RECIPES["joint-tdp"].phases
     alone = replace(phase, updates=("task",))
-    assert by_graph(alone, alone.terms) == [list(alone.terms)]
+    assert by_graph(PLAIN, alone, alone.terms) == [list(alone.terms)]
 
 
 def test_views_of_the_task_network_have_backwards_of_their_own():
     def names(recipe):
         phase = RECIPES[recipe].phases[1]
-        return [[term.name for term in group] for group in by_graph(phase, phase.terms)]
+        return [[term.name for term in group] for group in by_graph(PLAIN, phase, phase.terms)]
 
     assert names("sr4ir") == [["task_sr"], ["task_hr"], ["task_cqmix"]]
     assert names("sod-mtgan") == [["task_sr", "real_fake_sr"], ["task_hr", "real_fake_hr"]]
+
+
+@pytest.mark.parametrize("setting", ["joined_views=true", "zero.task=2"])
+def test_settings_that_need_one_backward_get_one(setting):
+    phase = RECIPES["sr4ir"].phases[1]
+    groups = by_graph(tiny_experiment("sr4ir", setting), phase, phase.terms)
+    assert groups == [list(phase.terms)]
 
 
 @pytest.mark.parametrize("micro_batch", [None, 2])
