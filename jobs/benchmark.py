@@ -113,6 +113,16 @@ def step(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; by default one a core.")
     ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Time the experiment in the training loop on this dataset too: what waits for "
+            "data and for other ranks; may be repeated."
+        ),
+    ] = None,
+    ranks: Annotated[
+        int, typer.Option(min=1, help="With --data: processes that share the threads.")
+    ] = 1,
     json_file: JsonFile = None,
 ) -> None:
     """Time, FLOPs and memory of a training step, next to the step as it was published.
@@ -121,14 +131,21 @@ def step(
     in one process, with equal starts; plain PyTorch engines, no Ray. The published step is a plain,
     eager implementation, repeated forwards and all, in fp32. Figures are medians; forward, backward
     and optimizer lie in the phases. A speed-up is the median ratio to the first row's steps of the
-    same rounds; peak memory counts tensors alone; a GPU's host would wait for each sync.
+    same rounds; peak memory counts tensors alone; a GPU's host would wait for each sync. --data
+    adds the loop on DeepSpeed's engines, in plain CPU processes with --images each.
     """
     import torch
 
+    from sr4ir_dist.benchmark.processes import RankError
+    from sr4ir_dist.benchmark.scaling import measure, prepare
     from sr4ir_dist.benchmark.step import compare, line_up, measured_peaks
-    from sr4ir_dist.benchmark.tables import of_steps
+    from sr4ir_dist.benchmark.tables import of_loop, of_steps
 
-    with user_errors():
+    with user_errors(RankError):
+        loop = None
+        if data:
+            own = [f"batch_size={images * ranks}", *(settings or [])]
+            loop = prepare(override(experiments.make(name), own), data)
         torch.set_num_threads(threads or os.cpu_count() or 1)
         contenders = line_up(name, settings or [], also or [], images, published=published)
         peaks = measured_peaks(contenders[0].clock.device)
@@ -143,7 +160,14 @@ def step(
         result = {"images": images, "steps": steps, "threads": torch.get_num_threads()}
         result |= {"experiment": name, "settings": settings or [], "cores": os.cpu_count()}
         result |= {"peak_flops": peaks, "load_before": os.getloadavg()[0]}
-        write_result(json_file, result | {"results": [asdict(each) for each in results]})
+        result |= {"results": [asdict(each) for each in results]}
+        if data and loop:
+            options = {"ranks": [ranks], "steps": steps, "warm_up": warm_up, "repeats": 1}
+            share = max(1, torch.get_num_threads() // ranks)
+            (run,) = measure(loop, data, **options, threads=share, say=say)
+            console.print(of_loop(run))
+            result["loop"] = {"ranks": ranks, "threads": share, "seconds": asdict(run.times)}
+        write_result(json_file, result)
 
 
 @app.command()

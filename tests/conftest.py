@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: real S3 servers, real data, parity records, small image trees."""
+"""Fixtures shared by all tests: S3 servers, real data, parity records, a process group of one."""
 
 import json
 import os

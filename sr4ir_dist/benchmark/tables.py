@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple, fields
 
 from rich.table import Table
 
@@ -54,6 +55,15 @@ def of_steps(results: Sequence[Result]) -> Table:
             str(cost.syncs),
             f"{cost.peak_mb:,.0f}",
         )
+    return table
+
+
+def of_loop(run: Run) -> Table:
+    """Where the time of a step of the training loop goes."""
+    table = Table("the loop, ranks")
+    for field in fields(run.times):
+        table.add_column(f"{field.name}, ms", justify="right")
+    table.add_row(str(run.ranks), *(f"{1e3 * each:,.0f}" for each in astuple(run.times)))
     return table
 
 

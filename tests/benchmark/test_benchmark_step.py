@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from sr4ir_dist.benchmark.step import (
     make_experiment,
     random_batch,
 )
+from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
+from sr4ir_dist.data.convert.write import convert
 
 COSTS = Path(__file__).parents[1] / "assets" / "step_costs.json"
 RECORD = (
@@ -151,3 +155,20 @@ def test_published_step_of_another_recipe():
         make(PUBLISHED, "cub200/edsr-x4/s2t", 2, *SMALL["cub200"])
     with pytest.raises(ValueError, match="precision='bf16'"):
         make(PUBLISHED, "cub200/edsr-x4/sr4ir", 2, "precision=bf16", *SMALL["cub200"])
+
+
+@pytest.mark.slow
+def test_the_loop_tells_what_waits_for_data_and_for_other_ranks(tmp_path: Path):
+    data = tmp_path / "drawn"
+    convert(DRAWN, open_drawn(train_count=16, val_count=8, size=32), str(data))
+    small = ["sr.blocks=1", "sr.features=8", "data.resize=32", "data.crop=32"]
+    words = ["step", "drawn_cls/edsr-x4/sr4ir", *(f"--set={setting}" for setting in small)]
+    words += ["--images", "2", "--steps", "2", "--warm-up", "1", "--no-published"]
+    words += ["--data", str(data), "--ranks", "2", "--json", str(tmp_path / "out.json")]
+    job = Path(__file__).parents[2] / "jobs" / "benchmark.py"
+    subprocess.run([sys.executable, str(job), *words], check=True)
+    loop = json.loads((tmp_path / "out.json").read_text())["loop"]
+    assert loop["ranks"] == 2
+    assert loop["seconds"].keys() == {"step", "compute", "transfer", "waiting", "data"}
+    assert 0 < loop["seconds"]["transfer"] < loop["seconds"]["step"]
+    assert 0 < loop["seconds"]["data"] < loop["seconds"]["step"]

@@ -1,9 +1,6 @@
-"""A process group of one for this process, two rank processes, and a small drawn dataset."""
+"""Two rank processes that train together, and small drawn datasets."""
 
-import os
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from sr4ir_dist.benchmark.processes import run_together
 from sr4ir_dist.data.convert.drawn import DRAWN, open_drawn
 from sr4ir_dist.data.convert.source import Source
 from sr4ir_dist.data.convert.write import convert
@@ -83,38 +81,9 @@ def two_ranks(
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             folder.mkdir()
-            _run_ranks(folder, drawn, flawed, few)
+            script = Path(__file__).with_name("rank_process.py")
+            words = [sys.executable, "-W", "error", script, folder, drawn, flawed, few, RANKS]
+            command = list(map(str, words))
+            run_together(command, ranks=RANKS, threads=1, folder=str(folder), limit_s=600)
     results = (torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(RANKS))
     return RankResults(tuple(results), folder)
-
-
-def _run_ranks(folder: Path, *datasets: str) -> None:
-    script = Path(__file__).with_name("rank_process.py")
-    processes, logs = [], [folder / f"log-{rank}.txt" for rank in range(RANKS)]
-    for rank, log in enumerate(logs):
-        environment = os.environ | {
-            "CUDA_VISIBLE_DEVICES": "",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "LOCAL_RANK": str(rank),
-            "OMP_NUM_THREADS": "1",
-        }
-        with log.open("wb") as sink:
-            command = [sys.executable, "-W", "error", script, folder, *datasets, rank, RANKS]
-            processes.append(
-                subprocess.Popen(
-                    [*map(str, command)], env=environment, stdout=sink, stderr=subprocess.STDOUT
-                )
-            )
-    try:
-        deadline = time.monotonic() + 600
-        # A rank that failed leaves the other waiting for it.
-        while {process.poll() for process in processes} in ({None}, {None, 0}):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
-        codes = [process.poll() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0] * RANKS, "\n".join(log.read_text()[-3000:] for log in logs)

@@ -261,5 +261,5 @@ def non_finite(rank, world_size):
 
 
 if __name__ == "__main__":
-    folder, data, flawed, few, rank, world_size = sys.argv[1:]
+    folder, data, flawed, few, world_size, rank = sys.argv[1:]
     main(Path(folder), data, flawed, few, int(rank), int(world_size))
