@@ -110,7 +110,7 @@ def _waits(func: Any, args: Any) -> bool:
 
 
 def count(step: Callable[[], Any], modules: Sequence[nn.Module]) -> Cost:
-    """Run a step and count it. It should not be the first, which makes optimizer states.
+    """Run two steps and count them. The first one, which makes optimizer states, should be over.
 
     Args:
         step: runs a step.
@@ -119,7 +119,10 @@ def count(step: Callable[[], Any], modules: Sequence[nn.Module]) -> Cost:
     counter = FlopCounterMode(
         display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward}
     )
-    with counter, _Watch() as watch:
+    with counter:
+        step()
+    # In a step of its own: the counter keeps what is recomputed alive.
+    with _Watch() as watch:
         watch.see([dict(module.state_dict()) for module in modules])
         step()
     return Cost(counter.get_total_flops() / 1e9, watch.operators, watch.syncs, watch.peak / 1e6)
