@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,6 +21,8 @@ function is raised, and no further job is begun."""
 _RESTARTS = 5
 # A shard takes seconds, and an autoscaler some minutes to add a node.
 _TELL_EVERY_S, _GIVE_UP_S = 30.0, 1800.0
+# How long a head that is just starting may take until it answers.
+_ANSWER_S = 20.0
 
 
 class ClusterError(ValueError):
@@ -133,6 +136,7 @@ def connect(address: str | None = None) -> None:
 
     if ray.is_initialized():
         return
+    _check_answer(address or os.environ.get("RAY_ADDRESS", ""))
     # Ray warns about a change of its own defaults that does not concern us.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Settings that a submitted job brought along are this process's too; Ray is not to mind that.
@@ -143,6 +147,26 @@ def connect(address: str | None = None) -> None:
         ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env)
     except ConnectionError as error:
         raise ClusterError(f"no Ray cluster at {address or 'RAY_ADDRESS'}: {error}") from error
+
+
+def _check_answer(address: str) -> None:
+    """Wait until something answers at HOST:PORT: where nothing does, Ray tries for minutes.
+
+    Raises:
+        ClusterError: nothing did in time.
+    """
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "://" in address:
+        return  # `auto`, `local`, or for Ray to say what is wrong with it
+    deadline = time.monotonic() + _ANSWER_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ClusterError(f"no Ray cluster answers at {address}: {error}") from error
+            time.sleep(0.5)
 
 
 def _call(function: Callable[[Any], Any], job: Any) -> Any:

@@ -85,3 +85,9 @@ except urllib.error.HTTPError as error:
         )
         assert "answer 127.0.0.1 401" in done.stdout
         assert len((Path(home) / ".ray" / "auth_token").read_text()) >= 32
+
+
+def test_an_address_where_nothing_answers_is_told_soon(monkeypatch):
+    monkeypatch.setattr(parallel, "_ANSWER_S", 0.6)
+    with pytest.raises(parallel.ClusterError, match=r"no Ray cluster answers at 127\.0\.0\.1:1: "):
+        parallel.connect("127.0.0.1:1")

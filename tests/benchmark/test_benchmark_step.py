@@ -150,6 +150,20 @@ def store(path: Path, name: str, costs: dict[str, float]) -> None:
     path.write_text(json.dumps(dict(sorted((stored | {name: costs}).items())), indent=1) + "\n")
 
 
+def test_recomputed_groups_need_less_memory_for_more_operations():
+    small = ("sr.blocks=4", "sr.depth=2", "sr.features=24", "sr.heads=2")
+    plain, again = (
+        make("ours", "drawn_cls/swinir-x4/pretrain", 4, *small, f"sr.recompute={value}")
+        for value in ("false", "true")
+    )
+    costs = []
+    for each in (plain, again):
+        each.run()
+        costs.append(each.cost())
+    assert costs[1].peak_mb < 0.6 * costs[0].peak_mb
+    assert costs[0].gflops < costs[1].gflops < 1.4 * costs[0].gflops
+
+
 def test_published_step_of_another_recipe():
     with pytest.raises(ValueError, match="recipe='s2t'"):
         make(PUBLISHED, "cub200/edsr-x4/s2t", 2, *SMALL["cub200"])
