@@ -157,7 +157,8 @@ def step(
             told=lambda done, total: say(f"round {done} of {total}"),
         )
         console.print(of_steps(results))
-        result = {"images": images, "steps": steps, "threads": torch.get_num_threads()}
+        result: dict[str, Any] = {"images": images, "steps": steps}
+        result |= {"threads": torch.get_num_threads()}
         result |= {"experiment": name, "settings": settings or [], "cores": os.cpu_count()}
         result |= {"peak_flops": peaks, "load_before": os.getloadavg()[0]}
         result |= {"results": [asdict(each) for each in results]}
