@@ -88,13 +88,13 @@ class Experiment(Settings):
     joined_views: bool = False
     """SR, HR and CQMix images go through the task network in one pass, not in three. Batch norm
     takes each kind by itself still; dropout draws otherwise, and memory grows. Not for detection,
-    whose losses are means over a pass."""
+    whose losses are means over a pass, and not with `compile`."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` runs the networks' forwards under autocast; weights stay in float32."""
     gradients: Literal["fp32", "bf16"] = "fp32"
     """As what gradients travel between ranks; `bf16` halves the bytes and rounds them."""
     compile: bool = False
-    """Compile the networks' blocks (torch.compile): minutes at a run's start, then faster steps."""
+    """Compile the networks' blocks (torch.compile), which takes minutes at a run's start."""
     zero: ZeroStages = ZeroStages()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -130,6 +130,11 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _check_networks(self) -> Experiment:
         task, sr = self.task, self.sr
+        if self.joined_views and self.compile:
+            raise ValueError(
+                "joined_views=True is not for compile=True, whose blocks would be compiled anew in "
+                "every step; expected False"
+            )
         if task is not None:
             if task.network not in TASK_NETWORKS[task.name]:
                 raise ValueError(

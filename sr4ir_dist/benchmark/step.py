@@ -24,10 +24,8 @@ from sr4ir_dist.benchmark.published import PublishedStep
 from sr4ir_dist.benchmark.scaling_work import CLASSES
 from sr4ir_dist.benchmark.step_cost import Cost, count
 from sr4ir_dist.config import Experiment, Network, Role
-from sr4ir_dist.degradation import crop_back
 from sr4ir_dist.overrides import override
-from sr4ir_dist.tasks.detection import Detector, settle
-from sr4ir_dist.training.build import build_networks, make_setup
+from sr4ir_dist.training.build import build_networks, make_setup, settle_on
 from sr4ir_dist.training.engines import Engine
 from sr4ir_dist.training.step import Rates, train_step
 from sr4ir_dist.training.views import Inputs, Setup, make_inputs
@@ -176,11 +174,8 @@ def random_batch(experiment: Experiment, images: int) -> Batch:
 def start_networks(experiment: Experiment, batch: Batch) -> dict[Network, nn.Module]:
     """The recipe's networks with a random start that can step: a detector needs images for it."""
     modules = build_networks(experiment)
-    task = modules.get("task")
-    if isinstance(task, Detector):
-        device = next(task.parameters()).device
-        torch.manual_seed(experiment.seed)
-        settle(task, crop_back(batch.to(device).hr, batch.sizes))
+    if "task" in modules:
+        settle_on(experiment, modules["task"], lambda: batch)
     return modules
 
 
@@ -199,7 +194,10 @@ def contender(label: str, experiment: Experiment, batch: Batch) -> Contender:
     clock = Clock(next(p.device for module in modules.values() for p in module.parameters()))
     networks = tuple(modules.values())
     if label == PUBLISHED:
-        inputs, step = _published(experiment, modules, batch)
+        try:
+            inputs, step = _published(experiment, modules, batch)
+        except ValueError as error:
+            raise ValueError(f"{error} (--no-published leaves it out)") from error
 
         def run() -> dict[str, Tensor]:
             losses = step(inputs, timed=clock.part)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -109,7 +109,8 @@ def _rank(
     experiment = from_json(text).model_copy(update={"zero": stages})
     modules = build_networks(experiment)
     setup = make_setup(experiment, modules, rank=rank, world_size=ranks)
-    inputs = make_inputs(setup, random_batch(experiment, images), epoch=1)
+    batch = replace(random_batch(experiment, images), global_size=images * ranks)
+    inputs = make_inputs(setup, batch, epoch=1)
     rates: Rates = {role: [1e-6] * len(engine.base_rates) for role, engine in setup.engines.items()}
 
     def step() -> None:

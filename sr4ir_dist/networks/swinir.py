@@ -146,7 +146,7 @@ class _Block(nn.Module):
             windows = self.attn(_partition(x, self.window), None)
             return _assemble(windows, height, width, self.window)
         dtype = self.attn.relative_position_bias_table.dtype
-        if torch.compiler.is_exporting():  # sizes have no value yet
+        if torch.compiler.is_compiling():  # sizes may have no value yet, and caches are not seen
             mask = _make_mask(height, width, self.window).to(device=x.device, dtype=dtype)
         else:
             mask = _shift_mask(height, width, self.window, dtype, x.device)

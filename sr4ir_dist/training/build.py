@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sr4ir_dist import recipes, tasks
+from sr4ir_dist.batch import Batch
 from sr4ir_dist.config import Experiment, Network, Role
 from sr4ir_dist.data.loader import Loader
 from sr4ir_dist.data.splits import open_split
@@ -117,22 +118,30 @@ def settle_random_start(
 
     Every rank reads the same ones, the first of the training split.
     """
+
+    def first() -> Batch:
+        with Loader(
+            open_split(data, "train"),
+            transform=Flip(shrink=experiment.data.shrink),
+            batch_size=_SETTLING_IMAGES,
+            seed=experiment.seed,
+            rank=0,
+            world_size=1,
+            shuffle=False,
+            cache_dir=Path(cache_dir) if cache_dir else None,
+        ) as loader:
+            return next(loader.epoch(1))
+
+    settle_on(experiment, module, first)
+
+
+def settle_on(experiment: Experiment, module: nn.Module, images: Callable[[], Batch]) -> None:
+    """The same on a batch, which is asked for only where the task network is a detector."""
     detector = module.network if isinstance(module, Scored) else module
-    if not isinstance(detector, Detector):
-        return
-    with Loader(
-        open_split(data, "train"),
-        transform=Flip(shrink=experiment.data.shrink),
-        batch_size=_SETTLING_IMAGES,
-        seed=experiment.seed,
-        rank=0,
-        world_size=1,
-        shuffle=False,
-        cache_dir=Path(cache_dir) if cache_dir else None,
-    ) as loader:
-        batch = next(loader.epoch(1)).to(next(module.parameters()).device)
-    torch.manual_seed(experiment.seed)
-    settle(detector, crop_back(batch.hr, batch.sizes))
+    if isinstance(detector, Detector):
+        batch = images().to(next(module.parameters()).device)
+        torch.manual_seed(experiment.seed)
+        settle(detector, crop_back(batch.hr, batch.sizes))
 
 
 def make_task(experiment: Experiment) -> Task | None:

@@ -84,6 +84,12 @@ def test_detection_refuses():
         override(experiment, ["joined_views=true"])
 
 
+def test_compiled_blocks_refuse():
+    experiment = experiments.make("drawn_cls/edsr-x4/sr4ir")
+    with pytest.raises(ExperimentError, match="joined_views=True is not for compile=True"):
+        override(experiment, ["joined_views=true", "compile=true"])
+
+
 def test_layers_are_as_they_were_afterwards():
     layer = torch.nn.BatchNorm2d(2)
     images = torch.rand(6, 2, 3, 3)

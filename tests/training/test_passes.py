@@ -113,10 +113,19 @@ def test_a_step_of_segmentation_needs_less_memory_than_one_backward(monkeypatch)
     assert ours < 0.9 * peak()
 
 
+SWINIR = ["sr.blocks=1", "sr.depth=2", "sr.features=8", "sr.heads=2", "sr.drop_path=0"]
+
+
 @pytest.mark.slow
-def test_a_compiled_step_computes_what_an_eager_one_does():
+@pytest.mark.parametrize("network", ["edsr", "swinir"])
+def test_a_compiled_step_computes_what_an_eager_one_does(network):
     def outcome(*settings):
-        setup = tiny_setup(tiny_experiment("pretrain", *settings), engine="plain")
+        experiment = tiny_experiment("pretrain", *settings)
+        if network == "swinir":
+            named = experiments.make("drawn_cls/swinir-x4/pretrain")
+            size = ["data.resize=32", "data.crop=32", "batch_size=5"]
+            experiment = override(named, [*size, *SWINIR, *settings])
+        setup = tiny_setup(experiment, engine="plain")
         inputs = make_inputs(setup, drawn_batch(0, 5), epoch=1)
         rates = {"sr": RATES["sr"]}
         losses = train_step(setup, inputs, after_warmup=True, rates=rates)
