@@ -24,6 +24,7 @@ from sr4ir_dist.cli import (
 from sr4ir_dist.overrides import override
 
 app = make_app()
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one a core.")]
 
 
 @app.callback()
@@ -110,19 +111,11 @@ def step(
     images: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps of each.")] = 10,
     warm_up: Annotated[int, typer.Option(min=1, help="Steps before them.")] = 2,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; by default one a core.")
-    ] = None,
+    threads: Threads = None,
     data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Time the experiment in the training loop on this dataset too: what waits for "
-            "data and for other ranks; may be repeated."
-        ),
+        list[str] | None, typer.Option(help="Dataset on which to time the training loop too.")
     ] = None,
-    ranks: Annotated[
-        int, typer.Option(min=1, help="With --data: processes that share the threads.")
-    ] = 1,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes of that loop.")] = 1,
     json_file: JsonFile = None,
 ) -> None:
     """Time, FLOPs and memory of a training step, next to the step as it was published.
@@ -132,42 +125,37 @@ def step(
     eager implementation, repeated forwards and all, in fp32. Figures are medians; forward, backward
     and optimizer lie in the phases. A speed-up is the median ratio to the first row's steps of the
     same rounds; peak memory counts tensors alone; a GPU's host would wait for each sync. --data
-    adds the loop on DeepSpeed's engines, in plain CPU processes with --images each.
+    adds what the loop on DeepSpeed's engines waits for: data, and other ranks; plain CPU processes
+    with --images each, which share the threads.
     """
     import torch
 
     from sr4ir_dist.benchmark.processes import RankError
-    from sr4ir_dist.benchmark.scaling import measure, prepare
+    from sr4ir_dist.benchmark.scaling import time_loop
     from sr4ir_dist.benchmark.step import compare, line_up, measured_peaks
     from sr4ir_dist.benchmark.tables import of_loop, of_steps
 
     with user_errors(RankError):
-        loop = None
+        count = threads or os.cpu_count() or 1
+        options: dict[str, Any] = {"steps": steps, "warm_up": warm_up}
+        result = options | {"experiment": name, "settings": settings or [], "images": images}
+        result |= {"threads": count, "cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
         if data:
-            own = [f"batch_size={images * ranks}", *(settings or [])]
-            loop = prepare(override(experiments.make(name), own), data)
-        torch.set_num_threads(threads or os.cpu_count() or 1)
+            own = override(experiments.make(name), settings or [])
+            loop = time_loop(own, data, images, ranks=ranks, threads=count, **options, say=say)
+            console.print(of_loop(loop))
+            result["loop"] = {"ranks": ranks, "seconds": asdict(loop.times)}
+        torch.set_num_threads(count)
         contenders = line_up(name, settings or [], also or [], images, published=published)
         peaks = measured_peaks(contenders[0].clock.device)
         results = compare(
             contenders,
-            steps=steps,
-            warm_up=warm_up,
+            **options,
             peaks=peaks,
             told=lambda done, total: say(f"round {done} of {total}"),
         )
         console.print(of_steps(results))
-        result: dict[str, Any] = {"images": images, "steps": steps}
-        result |= {"threads": torch.get_num_threads()}
-        result |= {"experiment": name, "settings": settings or [], "cores": os.cpu_count()}
-        result |= {"peak_flops": peaks, "load_before": os.getloadavg()[0]}
-        result |= {"results": [asdict(each) for each in results]}
-        if data and loop:
-            options = {"ranks": [ranks], "steps": steps, "warm_up": warm_up, "repeats": 1}
-            share = max(1, torch.get_num_threads() // ranks)
-            (run,) = measure(loop, data, **options, threads=share, say=say)
-            console.print(of_loop(run))
-            result["loop"] = {"ranks": ranks, "threads": share, "seconds": asdict(run.times)}
+        result |= {"peak_flops": peaks, "results": [asdict(each) for each in results]}
         write_result(json_file, result)
 
 
@@ -181,9 +169,7 @@ def overhead(
     images: Annotated[int, typer.Option(min=2, help="Images of a tiny step.")] = 2,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps of each.")] = 50,
     warm_up: Annotated[int, typer.Option(min=1, help="Steps before them.")] = 5,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; by default one a core.")
-    ] = None,
+    threads: Threads = None,
     ray: Annotated[
         bool, typer.Option("--ray/--no-ray", help="Measure in a Ray Train worker too.")
     ] = True,
@@ -209,13 +195,7 @@ def overhead(
     """
     import torch
 
-    from sr4ir_dist.benchmark.overhead import (
-        Request,
-        full_size,
-        measure_in_ray,
-        measure_plainly,
-        tiny,
-    )
+    from sr4ir_dist.benchmark import overhead as tools
     from sr4ir_dist.benchmark.step import make_experiment
     from sr4ir_dist.benchmark.tables import of_overhead
     from sr4ir_dist.training.launch import TrainingError
@@ -225,15 +205,15 @@ def overhead(
         torch.set_num_threads(count)
         load = os.getloadavg()[0]
         own = [f"batch_size={images}", *(settings or [])]
-        experiment = tiny(make_experiment(name, own), pixels)
-        request = Request(experiment, images, steps, warm_up, count)
-        full = full_size(of or name, settings or [], of_images, of_steps, say=say)
+        experiment = tools.tiny(make_experiment(name, own), pixels)
+        request = tools.Request(experiment, images, steps, warm_up, count)
+        full = tools.full_size(of or name, settings or [], of_images, of_steps, say=say)
         say(f"{warm_up + steps} rounds in this process")
-        found = {"a process": measure_plainly(request)}
+        found = {"a process": tools.measure_plainly(request)}
         if ray:
             say(f"{warm_up + steps} rounds in a Ray Train worker")
             parallel.connect(address)
-            found["a Ray worker"] = measure_in_ray(request)
+            found["a Ray worker"] = tools.measure_in_ray(request)
         console.print(of_overhead(found, full))
         result = {"settings": settings or [], "pixels": pixels, "images": images, "steps": steps}
         result |= {"threads": count, "cores": os.cpu_count(), "load_before": load}
@@ -288,16 +268,8 @@ def start(
     from sr4ir_dist.benchmark.tables import of_starts
 
     with user_errors(StartError):
-        starts = measure(
-            Path(__file__).parent,
-            name,
-            settings or [],
-            runs=runs,
-            workers=workers,
-            images=images,
-            size=size,
-            say=say,
-        )
+        sizes = {"runs": runs, "workers": workers, "images": images, "size": size}
+        starts = measure(Path(__file__).parent, name, settings or [], **sizes, say=say)
         console.print(of_starts(starts))
         result = {"experiment": name, "settings": settings or [], "workers": workers}
         result |= {"cores": os.cpu_count(), "runs": [asdict(each) for each in starts]}

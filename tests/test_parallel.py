@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from sr4ir_dist import parallel
 
@@ -89,5 +90,6 @@ except urllib.error.HTTPError as error:
 
 def test_an_address_where_nothing_answers_is_told_soon(monkeypatch):
     monkeypatch.setattr(parallel, "_ANSWER_S", 0.6)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # by other tests
     with pytest.raises(parallel.ClusterError, match=r"no Ray cluster answers at 127\.0\.0\.1:1: "):
         parallel.connect("127.0.0.1:1")

@@ -221,6 +221,25 @@ def measure(
     return runs
 
 
+def time_loop(
+    experiment: Experiment,
+    data: Sequence[str],
+    images: int,
+    *,
+    ranks: int,
+    threads: int,
+    steps: int,
+    warm_up: int,
+    say: Callable[[str], None],
+) -> Run:
+    """One run of `measure`, with so many images on each rank; ranks share the threads."""
+    prepared = prepare(override(experiment, [f"batch_size={images * ranks}"]), data)
+    options = {"steps": steps, "warm_up": warm_up, "repeats": 1}
+    share = max(1, threads // ranks)
+    (run,) = measure(prepared, data, ranks=[ranks], threads=share, **options, say=say)
+    return run
+
+
 def trainable_bytes(experiment: Experiment) -> dict[str, int]:
     """Bytes of each network's trainable parameters in float32."""
     return {

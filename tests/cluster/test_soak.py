@@ -92,10 +92,10 @@ class Run:
             self.hosts.add()
 
     @contextmanager
-    def slowed(self) -> Iterator[None]:
+    def slowed(self, seconds: float = PACE) -> Iterator[None]:
         """Let each step rest, so that the run does not end before something happened to it."""
         pace = self.folder / "pace"
-        pace.write_text(str(PACE))
+        pace.write_text(str(seconds))
         yield
         pace.unlink()
 
@@ -337,7 +337,7 @@ def test_three_faults_change_nothing(soak):
 def test_a_run_grows_by_a_node_that_is_added(prepare: Prepare):
     with hosts(workers=1) as made:
         run = prepare(made, "grown", "1:2", 12)
-        with run.slowed():
+        with run.slowed(1.0):  # a run looks for more room once a minute
             run.begin()
             run.wait_for_steps(2)
             assert run.steps()[-1].ranks == 1
