@@ -130,7 +130,7 @@ def connect(address: str | None = None) -> None:
     no keys: nodes have their own.
 
     Raises:
-        ClusterError: there is no cluster at the address.
+        ClusterError: there is no cluster at the address, or none could be started here.
     """
     import ray
 
@@ -147,6 +147,11 @@ def connect(address: str | None = None) -> None:
         ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env)
     except ConnectionError as error:
         raise ClusterError(f"no Ray cluster at {address or 'RAY_ADDRESS'}: {error}") from error
+    except Exception as error:
+        # Ray's own words for a node that does not start in time, of no kind of their own.
+        if type(error) is not Exception:
+            raise
+        raise ClusterError(f"Ray did not start: {error}") from error
 
 
 def _check_answer(address: str) -> None:

@@ -93,3 +93,13 @@ def test_an_address_where_nothing_answers_is_told_soon(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # by other tests
     with pytest.raises(parallel.ClusterError, match=r"no Ray cluster answers at 127\.0\.0\.1:1: "):
         parallel.connect("127.0.0.1:1")
+
+
+def test_a_cluster_that_does_not_start_is_told_in_a_line(monkeypatch):
+    def init(**_):
+        raise Exception("The current node timed out during startup.")  # as Ray raises it
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(parallel.ClusterError, match="Ray did not start: The current node timed"):
+        parallel.connect("local")
