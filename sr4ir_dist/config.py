@@ -133,7 +133,7 @@ class Experiment(Settings):
         if self.joined_views and self.compile:
             raise ValueError(
                 "joined_views=True is not for compile=True, whose blocks would be compiled anew in "
-                "every step; expected False"
+                "every step; expected one of them to be False"
             )
         if task is not None:
             if task.network not in TASK_NETWORKS[task.name]:
