@@ -31,8 +31,9 @@ def speed_up(module: nn.Module, *, precision: str) -> nn.Module:
             layer.__class__ = DepthwiseConv2d
         elif type(layer) is MultiScaleRoIAlign and on_cpu:
             layer.__class__ = SeparableRoIAlign
-        elif isinstance(layer, BackboneWithFPN) and not layer._forward_pre_hooks:
-            layer.register_forward_pre_hook(_channels_last)
+        elif isinstance(layer, BackboneWithFPN):
+            if _channels_last not in layer._forward_pre_hooks.values():
+                layer.register_forward_pre_hook(_channels_last)
     return module
 
 
