@@ -71,7 +71,7 @@ $(INSTALLED): pyproject.toml
 	@$(MAKE) --no-print-directory preflight
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing into $(VENV): several minutes and gigabytes the first time."
-	$(PY) -m pip install --disable-pip-version-check --quiet --editable '.[test]'
+	$(PY) -m pip install --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
 $(OPERATOR): $(INSTALLED)

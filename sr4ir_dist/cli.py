@@ -36,7 +36,8 @@ Gpu = Annotated[
     bool | None, typer.Option("--gpu/--cpu", help="One GPU a worker; by default if there are.")
 ]
 Address = Annotated[
-    str | None, typer.Option(help="Ray cluster to join; by default the environment's, or none.")
+    str | None,
+    typer.Option(help="Ray cluster to join; by default RAY_ADDRESS's or this machine's."),
 ]
 CacheDir = Annotated[str | None, typer.Option(help="Node-local folder for shards from a bucket.")]
 JsonFile = Annotated[
