@@ -140,13 +140,13 @@ def step(
         options: dict[str, Any] = {"steps": steps, "warm_up": warm_up}
         result = options | {"experiment": name, "settings": settings or [], "images": images}
         result |= {"threads": count, "cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
+        torch.set_num_threads(count)
+        contenders = line_up(name, settings or [], also or [], images, published=published)
         if data:
             own = override(experiments.make(name), settings or [])
             loop = time_loop(own, data, images, ranks=ranks, threads=count, **options, say=say)
             console.print(of_loop(loop))
             result["loop"] = {"ranks": ranks, "seconds": asdict(loop.times)}
-        torch.set_num_threads(count)
-        contenders = line_up(name, settings or [], also or [], images, published=published)
         peaks = measured_peaks(contenders[0].clock.device)
         results = compare(
             contenders,
