@@ -7,6 +7,7 @@ a run computes does not depend on the lane, nor on the runs before it there.
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 import uuid
@@ -140,9 +141,11 @@ def train_all(
         for keeper in keepers:
             keeper.join()
     finally:
-        with suppress(storage.StorageError):
-            storage.delete(folder)
-        ray.kill(queue)
+        # After Ctrl-C the lanes still write there, until this process's end is theirs too.
+        if not isinstance(sys.exception(), KeyboardInterrupt):
+            with suppress(storage.StorageError):
+                storage.delete(folder)
+            ray.kill(queue)
     return [outcomes[number] for number in range(len(orders))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -279,9 +280,16 @@ def fit(trainer: ray.train.torch.TorchTrainer, what: str) -> dict[str, Any]:
     Raises:
         WorkersLostError: they died, or one of them failed.
         TrainingError: they refused, or ended without a result.
+        KeyboardInterrupt: so it was; the workers are ended.
     """
     try:
         result = trainer.fit().return_value
+    except SystemExit:
+        # Of Ray Train's own handler of Ctrl-C, once it has ended the workers; in other threads than
+        # the main one, of a process that ends.
+        if threading.current_thread() is not threading.main_thread():
+            raise
+        raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {}
         for refused in map(_plain, failures.values()):

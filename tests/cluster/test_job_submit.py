@@ -165,9 +165,9 @@ def test_a_stopped_job_goes_on_by_the_same_command(
     repository: Path,
     train_command: Callable[..., list[str]],
 ):
-    # 180 steps, of which each is told, and no checkpoints but every so many of them.
-    runs, every, total = f"{s3()}/runs", 60, 180
-    words = ["epochs=15", f"checkpoint.every_steps={every}", "checkpoint.every_epochs=100"]
+    # 120 steps, of which each is told, and no checkpoints but every so many of them.
+    runs, every, total = f"{s3()}/runs", 40, 120
+    words = ["epochs=10", f"checkpoint.every_steps={every}", "checkpoint.every_epochs=100"]
     words = [
         word for setting in (*words, "evaluation.every_epochs=100") for word in ("--set", setting)
     ]
