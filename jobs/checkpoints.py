@@ -220,6 +220,7 @@ def delete(
     """Delete a version for good. One that a tag names is refused unless you say --force."""
     with user_errors():
         root, version = names.root(hub), names.parse(name)
+        versions.check_deletable(version, hub=root, force=force)
         if not yes:
             typer.confirm(f"Delete {version} from {root}?", abort=True, err=True)
         versions.delete(version, hub=root, force=force)

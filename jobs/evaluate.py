@@ -85,6 +85,7 @@ def main(
     from sr4ir_dist.training.plan import make_request
 
     with user_errors(launch.TrainingError):
+        refuse_job_folder(*data or (), option="--data")
         if storage_uri is None and is_name(checkpoint):
             storage_uri = "runs"  # what is published is only read
             refuse_job_folder(storage_uri)

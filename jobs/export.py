@@ -39,7 +39,7 @@ def main(
     - `sr.safetensors`, `task.safetensors`: its weights, in public names.
     - `sr.onnx`, `task.onnx`, `pipeline.onnx` (LR image to SR image and class scores): for any
       number and size of RGB images in [0, 1], each compared with the network by onnxruntime.
-      Detectors have no ONNX. Needs `pip install 'sr4ir-dist[export]'`.
+      Detectors have no ONNX. Needs `pip install -e '.[export]'`.
     - `export.json`: sizes, digests and differences; written last, so that no export is half there.
     """
     from sr4ir_dist.export.write import export

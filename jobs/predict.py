@@ -105,7 +105,7 @@ def main(
     from sr4ir_dist.prediction.plan import make_plan
 
     with user_errors():
-        refuse_job_folder(out, "--out")
+        refuse_job_folder(out, option="--out")
         plan, parts = make_plan(
             checkpoint,
             source,

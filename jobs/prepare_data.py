@@ -83,7 +83,7 @@ def _convert(
 ) -> None:
     """Convert a source; the keywords are the options that all converters' commands have."""
     with user_errors():
-        refuse_job_folder(out, "--out")
+        refuse_job_folder(out, option="--out")
         places = {key: storage.absolute(v) for key, v in options.items() if isinstance(v, str)}
         source = converter.open(**{**options, **places})
         for note in source.notes:

@@ -109,6 +109,7 @@ def main(
     with user_errors(TrainingError):
         refuse_job_folder(storage_uri)
         given = run.parse_data(data or [])
+        refuse_job_folder(*given.values(), option="--data")
         chosen = {"scales": scale or (), "networks": sr or ()}
         study = None
         if table in studies.TITLES:

@@ -125,6 +125,7 @@ def main(
     marks = Marks(process_began()).after("imports")
     with user_errors(launch.TrainingError):
         refuse_job_folder(storage_uri)
+        refuse_job_folder(*data or (), option="--data")
         chosen = [experiment] if seeds is None else _with_seeds(experiment, seeds)
         plans = [make_plan(each, data=data, storage_uri=storage_uri, say=say) for each in chosen]
         least, most = _workers(workers)
@@ -132,11 +133,8 @@ def main(
             most, cpus, gpu, max_failures, least, 60 * wait_minutes, rank_timeout
         )
         marks = marks.after("plan")
-        how: dict[str, Any] = {
-            "log_every": log_every,
-            "cache_dir": cache_dir,
-            "observers": callback or (),
-        }
+        how: dict[str, Any] = {"log_every": log_every, "cache_dir": cache_dir}
+        how["observers"] = callback or ()
         results = []
         for plan in plans:
             result = launch.finished_result(plan)

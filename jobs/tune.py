@@ -77,7 +77,8 @@ def main(
 
     The search is kept below `--storage`: every trial's run, and at the end `trials.json`,
     `trials.csv`, `report.html` with its plots, and `best.json`, which `train.py --experiment`
-    takes. A search that was interrupted is continued by the same command with `--resume`.
+    takes. What --set gives holds for all trials, whatever the space says of it. A search that was
+    interrupted is continued by the same command with `--resume`.
 
         python jobs/tune.py tune_spaces/laptop.yaml drawn_cls/edsr-x4/sr4ir --data datasets/drawn
     """
@@ -87,15 +88,19 @@ def main(
     from sr4ir_dist.tuning import search as searches
     from sr4ir_dist.tuning.outcome import records, write_outcomes
     from sr4ir_dist.tuning.page import write_page
-    from sr4ir_dist.tuning.space import check, load_space
+    from sr4ir_dist.tuning.space import check, load_space, overruled
     from sr4ir_dist.tuning.strategy import check_draws
     from sr4ir_dist.tuning.trial import Trials
 
     with user_errors(launch.TrainingError):
         refuse_job_folder(storage_uri)
+        refuse_job_folder(*data, option="--data")
         space = load_space(space_file)
         if trials is not None:
             space = space.model_copy(update={"trials": trials})
+        space, taken = overruled(space, settings or [])
+        for path in taken:
+            say(f"note: {path} is not searched, for --set gives it")
         experiment = check(space, override(experiments.make(name), settings or []))
         check_draws(space, experiment)
         experiment = searches.rooted(experiment)

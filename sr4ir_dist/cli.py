@@ -76,18 +76,21 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def refuse_job_folder(uri: str, option: str = "--storage") -> None:
-    """Refuse to keep something where a submitted job runs: Ray deletes that folder after the job.
+def refuse_job_folder(*uris: str, option: str = "--storage") -> None:
+    """Refuse to look for or keep something where a submitted job runs.
+
+    That folder is on one node, without data, and Ray deletes it after the job.
 
     Raises:
         ValueError: this is a submitted job, and the place is a relative path.
     """
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if submitted and "://" not in uri and not Path(uri).is_absolute():
-        raise ValueError(
-            f"{option} {uri}: a submitted job runs in a folder that Ray deletes; give an absolute "
-            "path that all nodes share, or a URI"
-        )
+    for uri in uris:
+        if submitted and "://" not in uri and not Path(uri).is_absolute():
+            raise ValueError(
+                f"{option} {uri}: a submitted job runs in a folder of its own, which Ray deletes; "
+                "give an absolute path that all nodes share, or a URI"
+            )
 
 
 @contextmanager

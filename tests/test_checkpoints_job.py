@@ -125,7 +125,7 @@ def test_the_life_of_a_version(job: Callable[..., Result], run: str, tmp_path: P
         (["verify", NAME], "nothing is published under this name"),
         (["promote", NAME, "latest"], "'latest' is no tag"),
         (["share", NAME, "--expires", "8d"], "'8d': expected a time from 1s to 7d"),
-        (["delete", NAME, "--yes"], "name one version by its id"),
+        (["delete", NAME], "name one version by its id"),
         (["search", "--scale", "3"], "scale=3: no version has it; there are: none"),
         (["list", "--hub", "gs://bucket"], "unknown scheme 'gs'"),
     ],

@@ -20,6 +20,5 @@ def need(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingLibraryError(
-            f"this needs {error.name}: pip install 'sr4ir-dist[analysis]', or in a checkout "
-            "pip install -e '.[analysis]'"
+            f"this needs {error.name}: pip install -e '.[analysis]'"
         ) from error

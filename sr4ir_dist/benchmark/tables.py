@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, fields
 
 from rich.table import Table
@@ -36,25 +36,24 @@ def of_data(entries: Sequence[Entry]) -> Table:
 
 
 def of_steps(results: Sequence[Result]) -> Table:
-    """Contenders' steps."""
-    table = Table("step", "ms", "images/s", "speed-up", *PARTS)
-    for heading in ("GFLOPs/image", "of peak", "operators", "syncs", "peak MB"):
-        table.add_column(heading, justify="right")
+    """Contenders' steps, a column each."""
+    table = Table("a step", "")
     for each in results:
-        parts = (f"{1e3 * seconds:,.0f}" for seconds in each.parts.values())
-        cost = each.cost
-        table.add_row(
-            each.label,
-            f"{1e3 * each.seconds:,.0f}",
-            f"{each.images_per_second:.3g}",
-            f"{each.speedup:.2f}",
-            *parts,
-            f"{cost.gflops / each.images:.1f}",
-            f"{each.peak_share:.0%}",
-            f"{cost.operators:,}",
-            str(cost.syncs),
-            f"{cost.peak_mb:,.0f}",
-        )
+        table.add_column(each.label, justify="right", overflow="fold")
+
+    def row(name: str, unit: str, cell: Callable[[Result], str]) -> None:
+        table.add_row(name, unit, *map(cell, results))
+
+    row("time", "ms", lambda each: f"{1e3 * each.seconds:,.0f}")
+    for part in PARTS:
+        row(f"  {part}", "ms", lambda each, part=part: f"{1e3 * each.parts[part]:,.0f}")
+    row("images", "1/s", lambda each: f"{each.images_per_second:.3g}")
+    row("speed-up", "", lambda each: f"{each.speedup:.2f}")
+    row("operations", "GFLOPs/image", lambda each: f"{each.cost.gflops / each.images:.1f}")
+    row("of the peak", "", lambda each: f"{each.peak_share:.0%}")
+    row("operators", "", lambda each: f"{each.cost.operators:,}")
+    row("host syncs", "", lambda each: str(each.cost.syncs))
+    row("peak memory", "MB", lambda each: f"{each.cost.peak_mb:,.0f}")
     return table
 
 

@@ -70,7 +70,7 @@ def check_libraries() -> None:
     missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
         raise ExportError(
-            f"format onnx needs {', '.join(missing)}: pip install 'sr4ir-dist[export]', "
+            f"format onnx needs {', '.join(missing)}: pip install -e '.[export]', "
             "or leave that format out"
         )
 

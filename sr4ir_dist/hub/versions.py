@@ -117,6 +117,8 @@ def find(name: Name, hub: str) -> Name:
             raise HubError(f"{SCHEME}{name}: {hub} has no such version")
         return name
     named = tags(name.path, hub)
+    if not named and not _ids(name.path, hub):
+        raise HubError(f"{SCHEME}{name}: nothing is published under this name in {hub}")
     if which not in named:
         known = ", ".join([LATEST, *named])
         raise HubError(f"{SCHEME}{name}: {name.path} has no tag {which!r}; it has {known}")
@@ -201,6 +203,18 @@ def delete(name: Name, *, hub: str, force: bool = False) -> None:
     Raises:
         HubError: it is not there, no id was given, or a tag names it and `force` is not given.
     """
+    for tag in check_deletable(name, hub=hub, force=force):
+        # Before the version, so that no tag is left that names nothing.
+        storage.delete(_tag_uri(name.path, tag, hub))
+    checkpoint.delete(uri_of(name, hub))
+
+
+def check_deletable(name: Name, *, hub: str, force: bool = False) -> list[str]:
+    """The tags that go with a version.
+
+    Raises:
+        HubError: as `delete` does.
+    """
     if name.which is None or not VERSION.fullmatch(name.which):
         raise HubError(f"{name}: name one version by its id, as in {name.path}@20260131-235959-...")
     if not storage.exists(uri_of(name, hub)):
@@ -210,10 +224,7 @@ def delete(name: Name, *, hub: str, force: bool = False) -> None:
         raise HubError(
             f"{name} is {' and '.join(naming)}: promote another version first, or use --force"
         )
-    for tag in naming:
-        # Before the version, so that no tag is left that names nothing.
-        storage.delete(_tag_uri(name.path, tag, hub))
-    checkpoint.delete(uri_of(name, hub))
+    return naming
 
 
 def _files(

@@ -211,7 +211,7 @@ def make_table(
     """
     if name not in LAYOUTS:
         hint = did_you_mean(name, LAYOUTS)
-        raise ExperimentError(f"unknown table {name!r}{hint}; allowed: {', '.join(LAYOUTS)}")
+        raise ExperimentError(f"unknown table {name!r}{hint} (--list shows all)")
     layout = LAYOUTS[name]
     check_choice(scales, networks)
     at, notes = placed(layout.title, layout.data, data)

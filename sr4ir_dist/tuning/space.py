@@ -219,6 +219,31 @@ def load_space(uri: str) -> Space:
         raise SpaceError(f"{uri}: {'; '.join(problems)}") from error
 
 
+def overruled(space: Space, assignments: Iterable[str]) -> tuple[Space, tuple[str, ...]]:
+    """A space without what a command line sets itself.
+
+    Args:
+        space: what would be searched.
+        assignments: `key.path=value`, which hold for all trials.
+
+    Returns:
+        The space, and the paths that it does not search any more.
+
+    Raises:
+        SpaceError: nothing is left to search, or a parameter's `when` names one that is left out.
+    """
+    paths = {text.partition("=")[0].strip() for text in assignments}
+    tree = space.model_dump(exclude_unset=True)
+    tree["settings"] = {path: v for path, v in space.settings.items() if path not in paths}
+    tree["parameters"] = {path: v for path, v in tree["parameters"].items() if path not in paths}
+    taken = tuple(path for path in space.parameters if path in paths)
+    try:
+        return Space.model_validate(tree), taken
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise SpaceError(f"--set {', '.join(taken)}: the rest is no search space: {why}") from error
+
+
 def check(space: Space, experiment: Experiment) -> Experiment:
     """Check a space against an experiment.
 

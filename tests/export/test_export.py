@@ -274,9 +274,7 @@ def test_what_cannot_be_exported_is_refused_by_name(
     with pytest.raises(ExperimentError, match="other has 9 classes, not 8"):
         export(run, out, data=other)
     monkeypatch.setattr(graph, "_LIBRARIES", ("onnx", "no_such_library"))
-    with pytest.raises(
-        ExportError, match=r"needs no_such_library: pip install 'sr4ir-dist\[export"
-    ):
+    with pytest.raises(ExportError, match=r"needs no_such_library: pip install -e '.\[export"):
         export(run, out)
     assert not Path(out).exists()
 

@@ -43,6 +43,7 @@ def test_what_is_not_there_is_refused_by_name(run, hub):
     name = versions.publish(run, NAME, hub=hub, tag="best")
     for text, message in {
         "hub://team/other": "hub://team/other: nothing is published under this name in ",
+        "hub://team/other@best": "hub://team/other@best: nothing is published under this name in ",
         f"hub://{NAME}@good": "has no tag 'good'; it has latest, best",
         f"hub://{NAME}@20260101-000000-00000000": "has no such version",
     }.items():

@@ -8,7 +8,16 @@ from small_space import SPACE
 
 from sr4ir_dist import experiments
 from sr4ir_dist.config import ExperimentError
-from sr4ir_dist.tuning.space import Parameter, Space, SpaceError, active, apply, check, load_space
+from sr4ir_dist.tuning.space import (
+    Parameter,
+    Space,
+    SpaceError,
+    active,
+    apply,
+    check,
+    load_space,
+    overruled,
+)
 
 SHIPPED = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.yaml"))
 EXPERIMENT = "drawn_cls/edsr-x4/sr4ir"
@@ -149,6 +158,18 @@ def test_settings_of_all_trials_are_applied():
     assert apply(base, {"losses.tdp": 0.5}).losses.tdp == 0.5
     with pytest.raises(ExperimentError, match="warmup_epochs=6"):
         apply(base, {"warmup_epochs": 6})
+
+
+def test_what_a_command_line_sets_is_neither_searched_nor_set_by_the_space():
+    parameters = SPACE["parameters"] | {"warmup_epochs": {"integer": [0, 2]}}
+    full = space(settings={"epochs": 5, "batch_size": 8}, parameters=parameters)
+    found, taken = overruled(full, ["warmup_epochs=0", "epochs=2", "sr.blocks=1"])
+    assert taken == ("warmup_epochs",)
+    assert list(found.parameters) == ["losses.tdp"]
+    assert found.settings == {"batch_size": 8}
+    assert overruled(full, []) == (full, ())
+    with pytest.raises(SpaceError, match="--set losses.tdp: the rest is no search space"):
+        overruled(space(), ["losses.tdp=1"])
 
 
 @pytest.mark.parametrize(
