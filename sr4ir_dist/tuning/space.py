@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -257,7 +258,7 @@ def check(space: Space, experiment: Experiment) -> Experiment:
     if experiment.task is None or experiment.task.name != space.task:
         found = "no task" if experiment.task is None else f"task {experiment.task.name}"
         raise SpaceError(f"{experiment.name} has {found}; the space is for {space.task}")
-    base = _set(experiment, space.settings, "settings")
+    base = _base(space, experiment)
     _check_metric(space, base)
     known = field_paths()
     _check_grid(space)
@@ -281,6 +282,21 @@ def check(space: Space, experiment: Experiment) -> Experiment:
             if drawn is not None and not set(values) <= set(drawn):
                 raise SpaceError(f"{where}.when.{other}={list(values)}: it is one of {list(drawn)}")
     return base
+
+
+def _base(space: Space, experiment: Experiment) -> Experiment:
+    """The experiment with the settings of all trials.
+
+    Few epochs may fit no warm-up but a searched one: then with the first of what is searched too.
+    """
+    try:
+        return _set(experiment, space.settings, "settings")
+    except SpaceError:
+        free = {path: each for path, each in space.parameters.items() if not each.when}
+        first = {path: next(iter(each.extremes())) for path, each in free.items()}
+        with suppress(SpaceError):
+            return _set(experiment, first | space.settings, "settings")
+        raise
 
 
 def apply(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:

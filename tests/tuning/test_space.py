@@ -172,6 +172,14 @@ def test_what_a_command_line_sets_is_neither_searched_nor_set_by_the_space():
         overruled(space(), ["losses.tdp=1"])
 
 
+def test_few_epochs_fit_where_the_warm_up_is_searched():
+    few, experiment = {"epochs": 4}, experiments.make("cub200/edsr-x4/sr4ir")
+    parameters = SPACE["parameters"] | {"warmup_epochs": {"integer": [0, 2]}}
+    assert check(space(settings=few, parameters=parameters), experiment).epochs == 4
+    with pytest.raises(SpaceError, match=f"warmup_epochs={experiment.warmup_epochs}"):
+        check(space(settings=few), experiment)
+
+
 @pytest.mark.parametrize(
     ("tree", "listed"),
     [
