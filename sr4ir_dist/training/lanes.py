@@ -6,8 +6,9 @@ a run computes does not depend on the lane, nor on the runs before it there.
 
 from __future__ import annotations
 
+import atexit
 import gc
-import sys
+import os
 import threading
 import time
 import uuid
@@ -35,6 +36,7 @@ from sr4ir_dist.training.worker import LEFT, Job, RefusedError, prepare_worker, 
 
 _POLL_S = 0.5
 _PAUSE_S = 5.0  # before workers that ended are started again
+_INTERRUPTED = 130  # the exit code after Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,22 @@ def train_all(
                 raise launch.TrainingError("the lanes ended before all runs were done")
         for keeper in keepers:
             keeper.join()
-    finally:
-        # After Ctrl-C the lanes still write there, until this process's end is theirs too.
-        if not isinstance(sys.exception(), KeyboardInterrupt):
-            with suppress(storage.StorageError):
-                storage.delete(folder)
-            ray.kill(queue)
+    except KeyboardInterrupt:
+        # The lanes still write to their folder, and end with this process. Ray's own way to end it,
+        # while threads wait for lanes, often makes the exit code 1.
+        atexit.register(os._exit, _INTERRUPTED)
+        raise
+    except BaseException:
+        _clear(folder, queue)
+        raise
+    _clear(folder, queue)
     return [outcomes[number] for number in range(len(orders))]
+
+
+def _clear(folder: str, queue: Any) -> None:
+    with suppress(storage.StorageError):
+        storage.delete(folder)
+    ray.kill(queue)
 
 
 def _keep(job: LaneJob, folder: str, say: Callable[[str], None]) -> None:

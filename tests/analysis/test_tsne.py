@@ -78,5 +78,5 @@ def test_what_cannot_be_embedded_is_refused(published):
 def test_a_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.delitem(sys.modules, "sklearn.manifold", raising=False)
-    with pytest.raises(ValueError, match=r"sklearn.*pip install 'sr4ir-dist\[analysis\]'"):
+    with pytest.raises(ValueError, match=r"sklearn.*pip install -e '.\[analysis\]'"):
         need("sklearn.manifold")
